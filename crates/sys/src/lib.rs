@@ -1,0 +1,16 @@
+//! The kernel: what Strata asks of it beyond rustix, and all that is unsafe outside the FUSE wire.
+//!
+//! Reading order: [`beneath`] (open below a root and never outside it), [`copy`] (data from one
+//! file to another by the cheapest means that the file system has), [`memory`], [`signal`] (being asked to
+//! end), [`namespace`], [`detached`] (mounts that nobody else sees), [`error`].
+
+pub mod beneath;
+pub mod copy;
+pub mod detached;
+pub mod error;
+pub mod memory;
+pub mod namespace;
+pub mod privilege;
+pub mod signal;
+
+pub use error::{Error, Result};
