@@ -1,0 +1,15 @@
+//! What one layer is on disk: whiteouts, opaque marks, private attributes.
+//!
+//! Every mark is read and written here and nowhere else. [`Layer::probe`] is one layer's answer
+//! about one name; the union folds the answers of all layers.
+//!
+//! Source: kernel `Documentation/filesystems/overlayfs.rst`, "Whiteouts and opaque directories";
+//! OCI image specification, "Whiteouts", for the `.wh.` names.
+
+pub mod error;
+pub mod mark;
+pub mod probe;
+
+pub use error::{Error, Result, Step};
+pub use mark::Namespace;
+pub use probe::{Kind, Layer, Probe, WANTED};
