@@ -1,0 +1,261 @@
+//! Copy-up: a node of a lower layer gets its like in the upper one before it changes.
+//!
+//! Staged in the work directory, published by one rename: a crash leaves the lower file shown, or
+//! the whole copy. Directories come first, from the root down.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use layer::WANTED;
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Statx, Timespec, Timestamps, Uid,
+    XattrFlags, chmodat, chownat, fchmod, fchown, fgetxattr, flistxattr, fsetxattr, fsync,
+    futimens, linkat, mkdirat, mknodat, openat, readlinkat, renameat_with, statx, symlinkat,
+    utimensat,
+};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result, Step};
+use crate::node::{Node, NodeId};
+use crate::place::Parts;
+use crate::resolve::LayerIndex;
+use crate::space::held_by;
+use crate::stack::{Real, Union, inode};
+use crate::upper::{DIRECTORY, Upper};
+
+/// An owner who has no number in our user namespace can't be given anything (EINVAL): the copy stays ours.
+///
+/// Source: user_namespaces(7), "Unmapped user and group IDs".
+fn given(result: std::result::Result<(), Errno>) -> std::result::Result<(), Errno> {
+    match result {
+        Err(Errno::INVAL) => Ok(()),
+        other => other,
+    }
+}
+
+/// How much of a file's data a copy-up brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Data {
+    All,
+    /// None: it is about to be cut to nothing.
+    None,
+}
+
+impl Union {
+    pub(crate) fn upper(&self, node: &Node) -> Result<&Upper> {
+        self.upper.as_ref().ok_or_else(|| Error::ReadOnly { path: node.path().unwrap_or_default() })
+    }
+
+    /// Brings `node` into the upper layer, its directories first; nothing where it is there.
+    pub(crate) fn copy_up(&self, node: &Arc<Node>, data: Data) -> Result<()> {
+        let upper = self.upper(node)?;
+        if node.body.read().upper {
+            return Ok(());
+        }
+        let places = node.places.read().clone();
+        for place in places.iter() {
+            self.copy_up(&place.parent, Data::All)?;
+        }
+        let _change = node.change.lock();
+        if node.body.read().upper {
+            return Ok(());
+        }
+        let stat = self.real_stat(node)?;
+        let fail = |e| self.fail(node, Step::CopyUp, "copy-up", e);
+        let bytes = if data == Data::All { held_by(&stat) } else { 0 };
+        if let Some(space) = &self.space {
+            space.take_inode().map_err(fail)?;
+            space.take(bytes).inspect_err(|_| space.give_inode()).map_err(fail)?;
+        }
+        let temp = upper.temp();
+        let staged = self.stage(upper, node, &stat, &temp, data);
+        let published = staged.and_then(|fd| self.publish_copy(upper, node, &temp, fd));
+        if published.is_err() {
+            upper.discard(&temp);
+            if let Some(space) = &self.space {
+                space.give_inode();
+                space.give(bytes);
+            }
+        }
+        published
+    }
+
+    /// Puts the staged copy in place of every name that is known.
+    fn publish_copy(
+        &self,
+        upper: &Upper,
+        node: &Arc<Node>,
+        temp: &OsStr,
+        fd: Option<OwnedFd>,
+    ) -> Result<()> {
+        let fail = |name| move |e| self.fail(node, Step::Publish, name, e);
+        let places = node.places.read().clone();
+        let staged =
+            statx(&upper.work, temp, AtFlags::SYMLINK_NOFOLLOW, WANTED).map_err(fail("statx"))?;
+        let mut names = places.iter();
+        let Some(first) = names.next() else {
+            // Removed while it is open: the copy lives as long as its descriptor.
+            let path = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let fd = fd.map_or_else(|| openat(&upper.work, temp, path, Mode::empty()), Ok);
+            let fd = fd.map_err(fail("openat"))?;
+            upper.discard(temp);
+            let mut body = node.body.write();
+            body.anchor = Some(Arc::new(fd));
+            body.upper = true;
+            body.version += 1;
+            return Ok(());
+        };
+        // Other names of the same inode follow it, or they would show the old data.
+        for place in names {
+            let dir = self.upper_dir(&place.parent)?;
+            same_times(&dir, || linkat(&upper.work, temp, &*dir, &*place.name, AtFlags::empty()))
+                .map_err(fail("linkat"))?;
+        }
+        let dir = self.upper_dir(&first.parent)?;
+        same_times(&dir, || {
+            renameat_with(&upper.work, temp, &*dir, &*first.name, RenameFlags::NOREPLACE)
+        })
+        .map_err(fail("renameat2"))?;
+        let mut body = node.body.write();
+        if let Some(fd) = fd.filter(|_| node.opens.load(Ordering::Acquire) > 0 && !node.is_dir()) {
+            body.anchor = Some(Arc::new(fd));
+        }
+        body.upper = true;
+        body.version += 1;
+        if !node.is_dir() {
+            body.lower = Parts::None;
+        }
+        drop(body);
+        if places.len() > 1 {
+            self.table.identify(node, inode(LayerIndex(0), &staged));
+        }
+        Ok(())
+    }
+
+    fn stage(
+        &self,
+        upper: &Upper,
+        node: &Arc<Node>,
+        stat: &Statx,
+        temp: &OsStr,
+        data: Data,
+    ) -> Result<Option<OwnedFd>> {
+        let fail = |name| move |e| self.fail(node, Step::CopyUp, name, e);
+        let mode = Mode::from_raw_mode(u32::from(stat.stx_mode) & 0o7777);
+        let (uid, gid) = (Some(Uid::from_raw(stat.stx_uid)), Some(Gid::from_raw(stat.stx_gid)));
+        let real = self.real(node)?;
+        let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+        let open =
+            |flags| openat(&upper.work, temp, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
+        let fds = match node.kind {
+            FileType::RegularFile => {
+                let to =
+                    open(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL).map_err(fail("openat"))?;
+                let from = self.reopen(node, &real, OFlags::RDONLY)?;
+                if data == Data::All {
+                    sys::copy::data(&from, &to)
+                        .map_err(|source| self.error(node, Step::CopyUp, source))?;
+                }
+                Some((from, to))
+            }
+            FileType::Directory => {
+                mkdirat(&upper.work, temp, Mode::RWXU).map_err(fail("mkdirat"))?;
+                let to = open(DIRECTORY).map_err(fail("openat"))?;
+                Some((self.reopen(node, &real, OFlags::RDONLY | OFlags::DIRECTORY)?, to))
+            }
+            FileType::Symlink => {
+                let target = self.target(node, &real)?;
+                symlinkat(OsStr::from_bytes(&target), &upper.work, temp)
+                    .map_err(fail("symlinkat"))?;
+                None
+            }
+            kind => {
+                let device = rustix::fs::makedev(stat.stx_rdev_major, stat.stx_rdev_minor);
+                mknodat(&upper.work, temp, kind, mode, device).map_err(fail("mknodat"))?;
+                None
+            }
+        };
+        let Some((from, to)) = fds else {
+            given(chownat(&upper.work, temp, uid, gid, nofollow)).map_err(fail("fchownat"))?;
+            if node.kind != FileType::Symlink {
+                chmodat(&upper.work, temp, mode, AtFlags::empty()).map_err(fail("fchmodat"))?;
+            }
+            utimensat(&upper.work, temp, &times(stat), nofollow).map_err(fail("utimensat"))?;
+            return Ok(None);
+        };
+        // Owner before attributes: a change of owner drops capabilities. Mode after both: the same
+        // change drops set-user-ID.
+        given(fchown(&to, uid, gid)).map_err(fail("fchown"))?;
+        self.copy_attributes(&from, &to).map_err(fail("fsetxattr"))?;
+        fchmod(&to, mode).map_err(fail("fchmod"))?;
+        futimens(&to, &times(stat)).map_err(fail("futimens"))?;
+        if !upper.volatile && node.kind == FileType::RegularFile && stat.stx_size > 0 {
+            fsync(&to).map_err(fail("fsync"))?;
+        }
+        Ok(Some(to))
+    }
+
+    /// Copies every attribute but the union's own marks. ACLs and capabilities are among them.
+    pub(crate) fn copy_attributes(
+        &self,
+        from: impl AsFd,
+        to: impl AsFd,
+    ) -> std::result::Result<(), Errno> {
+        // The kernel's limit for the list and for one value.
+        let mut names = vec![0; 64 << 10];
+        let len = match flistxattr(&from, &mut names) {
+            Ok(len) => len,
+            Err(Errno::OPNOTSUPP) => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        let mut value = Vec::new();
+        for name in names[..len].split(|b| *b == 0).filter(|name| !name.is_empty()) {
+            if crate::xattr::is_private(self.namespace, name) {
+                continue;
+            }
+            value.resize(64 << 10, 0);
+            let size = fgetxattr(&from, name, &mut value)?;
+            fsetxattr(&to, name, &value[..size], XattrFlags::empty())?;
+        }
+        Ok(())
+    }
+
+    /// The target of a symlink.
+    ///
+    /// # Errors
+    /// EINVAL where it is none.
+    pub fn readlink(&self, node: NodeId) -> Result<Vec<u8>> {
+        let node = self.node(node)?;
+        self.target(&node, &self.real(&node)?)
+    }
+
+    fn target(&self, node: &Node, real: &Real) -> Result<Vec<u8>> {
+        let target = match real {
+            Real::At(dir, name) => readlinkat(&**dir, &**name, Vec::new()),
+            Real::Anchor(fd) => readlinkat(&**fd, Path::new(""), Vec::new()),
+        };
+        target
+            .map(std::ffi::CString::into_bytes)
+            .map_err(|e| self.fail(node, Step::Read, "readlinkat", e))
+    }
+}
+
+/// Publishes something in `dir`, which shows the same names as before, so that its times stay.
+fn same_times(
+    dir: &OwnedFd,
+    publish: impl FnOnce() -> std::result::Result<(), Errno>,
+) -> std::result::Result<(), Errno> {
+    let before = statx(dir, "", AtFlags::EMPTY_PATH, WANTED)?;
+    publish()?;
+    futimens(dir, &times(&before))
+}
+
+pub(crate) fn times(stat: &Statx) -> Timestamps {
+    let spec =
+        |t: rustix::fs::StatxTimestamp| Timespec { tv_sec: t.tv_sec, tv_nsec: t.tv_nsec.into() };
+    Timestamps { last_access: spec(stat.stx_atime), last_modification: spec(stat.stx_mtime) }
+}

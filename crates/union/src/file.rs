@@ -1,0 +1,328 @@
+//! Open files. What is read and written is the node's present inode, not the one of the open.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::RwLock;
+use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom, fallocate, fdatasync, fsync, seek};
+use rustix::io::{Errno, pread, pwrite};
+
+use crate::attr::{drop_privileges, reopen_fd};
+use crate::copy_up::Data;
+use crate::error::{Result, Step, refused};
+use crate::node::{Node, NodeId};
+use crate::space::{added, held_by_fd};
+use crate::stack::Union;
+
+/// An open file of a union. It must go back through [`Union::close`].
+#[derive(Debug)]
+pub struct OpenFile {
+    pub(crate) node: Arc<Node>,
+    flags: OFlags,
+    /// The descriptor, and the node's version that it is of.
+    real: RwLock<(u32, Arc<OwnedFd>)>,
+}
+
+/// The descriptor behind an open file.
+#[derive(Debug, Clone)]
+pub struct Backing {
+    /// Of the node's present inode.
+    pub fd: Arc<OwnedFd>,
+    /// Whether that is in the upper layer, and so never replaced while it is open.
+    pub in_upper: bool,
+}
+
+impl OpenFile {
+    /// The node that is open.
+    pub fn node(&self) -> NodeId {
+        self.node.id
+    }
+}
+
+impl Union {
+    /// Opens a regular file; `flags` as open(2) has them. Opening for writing copies up; `O_TRUNC`
+    /// copies no data.
+    ///
+    /// # Errors
+    /// EISDIR, EROFS, ENOSPC, or the layer's own.
+    pub fn open_file(&self, node: NodeId, flags: OFlags) -> Result<Arc<OpenFile>> {
+        let node = self.node(node)?;
+        match node.kind {
+            FileType::RegularFile => {}
+            FileType::Directory => {
+                return Err(refused(&node.path().unwrap_or_default(), Errno::ISDIR));
+            }
+            _ => return Err(refused(&node.path().unwrap_or_default(), Errno::NXIO)),
+        }
+        let truncate = flags.contains(OFlags::TRUNC);
+        let writes = truncate || flags.intersects(OFlags::WRONLY | OFlags::RDWR);
+        node.opens.fetch_add(1, Ordering::AcqRel);
+        let opened = (|| {
+            if writes {
+                self.copy_up(&node, if truncate { Data::None } else { Data::All })?;
+            }
+            // A copy-up between the look and the open would leave a descriptor of the old inode.
+            let _change = node.change.lock();
+            let version = node.body.read().version;
+            // Reads of what is open for writing only come from the kernel's page cache.
+            let access = if writes { OFlags::RDWR } else { OFlags::RDONLY };
+            // Where there is a limit, what the cut frees is counted first.
+            let limited = self.space.is_some();
+            let cut = if truncate && !limited { OFlags::TRUNC } else { OFlags::empty() };
+            let direct = flags & OFlags::DIRECT;
+            let real = self.real(&node)?;
+            let fd = Arc::new(self.reopen(&node, &real, access | cut | direct)?);
+            if truncate && limited {
+                self.cut(&node, &fd, 0)?;
+            }
+            node.body.write().anchor.get_or_insert_with(|| Arc::clone(&fd));
+            Ok((version, fd, access | direct))
+        })();
+        match opened {
+            Ok((version, fd, flags)) => {
+                Ok(Arc::new(OpenFile { node, flags, real: RwLock::new((version, fd)) }))
+            }
+            Err(e) => {
+                self.table.closed(&node);
+                Err(e)
+            }
+        }
+    }
+
+    pub(crate) fn opened(&self, node: &Arc<Node>, fd: OwnedFd) -> Arc<OpenFile> {
+        node.opens.fetch_add(1, Ordering::AcqRel);
+        let fd = Arc::new(fd);
+        let mut body = node.body.write();
+        body.anchor.get_or_insert_with(|| Arc::clone(&fd));
+        let real = RwLock::new((body.version, fd));
+        drop(body);
+        Arc::new(OpenFile { node: Arc::clone(node), flags: OFlags::RDWR, real })
+    }
+
+    /// Cuts or lengthens a file, and counts what that frees.
+    pub(crate) fn cut(&self, node: &Node, fd: &OwnedFd, size: u64) -> Result<()> {
+        let fail = |e| self.fail(node, Step::Change, "ftruncate", e);
+        let Some(space) = &self.space else {
+            return rustix::fs::ftruncate(fd, size).map_err(fail);
+        };
+        let before = held_by_fd(fd).map_err(fail)?;
+        rustix::fs::ftruncate(fd, size).map_err(fail)?;
+        space.give(before.saturating_sub(held_by_fd(fd).map_err(fail)?));
+        Ok(())
+    }
+
+    /// Ends an open file.
+    pub fn close(&self, open: &OpenFile) {
+        if let Some(space) =
+            self.space.as_ref().filter(|_| open.node.opens.load(Ordering::Acquire) == 1)
+        {
+            space.closed(open.node.id, open.node.body.read().anchor.as_deref());
+        }
+        self.table.closed(&open.node);
+    }
+
+    /// The descriptor of the node's present inode.
+    fn fd(&self, open: &OpenFile) -> Result<Arc<OwnedFd>> {
+        let version = open.node.body.read().version;
+        {
+            let real = open.real.read();
+            if real.0 == version {
+                return Ok(Arc::clone(&real.1));
+            }
+        }
+        let mut real = open.real.write();
+        let (version, anchor) = {
+            let body = open.node.body.read();
+            (body.version, body.anchor.clone())
+        };
+        if real.0 != version {
+            let fail = |e| self.fail(&open.node, Step::Read, "open", e);
+            let anchor = anchor.ok_or_else(|| fail(Errno::STALE))?;
+            *real = (version, Arc::new(reopen_fd(&anchor, open.flags).map_err(fail)?));
+        }
+        Ok(Arc::clone(&real.1))
+    }
+
+    /// As [`Union::fd`], in the upper layer: a file that was opened for reading may be changed too,
+    /// by fchmod(2) for one.
+    fn changing(&self, open: &OpenFile) -> Result<Arc<OwnedFd>> {
+        if !open.flags.contains(OFlags::RDWR) {
+            return Err(refused(&open.node.path().unwrap_or_default(), Errno::BADF));
+        }
+        self.fd(open)
+    }
+
+    /// The descriptor behind an open file, for passthrough.
+    ///
+    /// # Errors
+    /// As [`Union::read`].
+    pub fn backing(&self, open: &OpenFile) -> Result<Backing> {
+        let fd = self.fd(open)?;
+        Ok(Backing { fd, in_upper: open.node.body.read().upper })
+    }
+
+    /// Reads at `offset` until `into` is full or the file ends.
+    ///
+    /// # Errors
+    /// The backing file system's own.
+    pub fn read(&self, open: &OpenFile, into: &mut [u8], offset: u64) -> Result<usize> {
+        let fd = self.fd(open)?;
+        let mut done = 0;
+        while done < into.len() {
+            match pread(&*fd, &mut into[done..], offset + done as u64) {
+                // A file gives less only at its end: no second call to hear so.
+                Ok(n) if n < into.len() - done => return Ok(done + n),
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(self.fail(&open.node, Step::Read, "pread", e)),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes all of `data` at `offset`, or as much as there is room for.
+    ///
+    /// `kill_suidgid` takes set-user-ID and set-group-ID away, as a write by anybody but root does.
+    ///
+    /// # Errors
+    /// EBADF where it is not open for writing; ENOSPC; the backing file system's own.
+    pub fn write(
+        &self,
+        open: &OpenFile,
+        data: &[u8],
+        offset: u64,
+        kill_suidgid: bool,
+    ) -> Result<usize> {
+        let fd = self.changing(open)?;
+        if kill_suidgid {
+            drop_privileges(&fd).map_err(|e| self.fail(&open.node, Step::Change, "fchmod", e))?;
+        }
+        let (data, taken) = match &self.space {
+            None => (data, 0),
+            Some(space) => {
+                let (len, taken) = space
+                    .take_write(&fd, offset, data.len() as u64)
+                    .map_err(|e| self.fail(&open.node, Step::Change, "pwrite", e))?;
+                (&data[..usize::try_from(len).unwrap_or(data.len())], taken)
+            }
+        };
+        let written = self.write_all(open, &fd, data, offset);
+        if let Some(space) = self
+            .space
+            .as_ref()
+            .filter(|_| taken > 0 && !matches!(written, Ok(n) if n == data.len()))
+        {
+            // What was not written was not used.
+            let missing = match written {
+                Ok(done) => {
+                    added(&fd, offset + done as u64, (data.len() - done) as u64).unwrap_or(0)
+                }
+                Err(_) => taken,
+            };
+            space.give(missing.min(taken));
+        }
+        written
+    }
+
+    fn write_all(&self, open: &OpenFile, fd: &OwnedFd, data: &[u8], offset: u64) -> Result<usize> {
+        let mut done = 0;
+        while done < data.len() {
+            match pwrite(fd, &data[done..], offset + done as u64) {
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(self.fail(&open.node, Step::Change, "pwrite", e)),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Waits until the file, and its copy-up, are on disk. A volatile union does not wait.
+    ///
+    /// # Errors
+    /// The backing file system's own: what was written may be lost.
+    pub fn fsync(&self, open: &OpenFile, data_only: bool) -> Result<()> {
+        if self.upper.as_ref().is_none_or(|upper| upper.volatile) {
+            return Ok(());
+        }
+        let fd = self.fd(open)?;
+        let synced = if data_only { fdatasync(&*fd) } else { fsync(&*fd) };
+        synced.map_err(|e| self.fail(&open.node, Step::Change, "fsync", e))
+    }
+
+    /// fallocate(2), with every mode that the backing file system has.
+    ///
+    /// # Errors
+    /// EBADF, EOPNOTSUPP, ENOSPC.
+    pub fn fallocate(
+        &self,
+        open: &OpenFile,
+        mode: FallocateFlags,
+        offset: u64,
+        len: u64,
+    ) -> Result<()> {
+        let fd = self.changing(open)?;
+        let fail = |e| self.fail(&open.node, Step::Change, "fallocate", e);
+        let Some(space) = &self.space else {
+            return fallocate(&*fd, mode, offset, len).map_err(fail);
+        };
+        let frees = FallocateFlags::PUNCH_HOLE | FallocateFlags::COLLAPSE_RANGE;
+        let taken =
+            if mode.intersects(frees) { 0 } else { added(&fd, offset, len).map_err(fail)? };
+        space.take(taken).map_err(fail)?;
+        let before = held_by_fd(&fd).map_err(fail)?;
+        let done = fallocate(&*fd, mode, offset, len);
+        match done {
+            Ok(()) if mode.intersects(frees) => {
+                space.give(before.saturating_sub(held_by_fd(&fd).map_err(fail)?));
+            }
+            Ok(()) => {}
+            Err(_) => space.give(taken),
+        }
+        done.map_err(fail)
+    }
+
+    /// The next data or hole.
+    ///
+    /// # Errors
+    /// ENXIO past the end.
+    pub fn seek(&self, open: &OpenFile, to: SeekFrom) -> Result<u64> {
+        let fd = self.fd(open)?;
+        seek(&*fd, to).map_err(|e| self.fail(&open.node, Step::Read, "lseek", e))
+    }
+
+    /// Copies within the union, in the kernel where it can.
+    ///
+    /// # Errors
+    /// EBADF, EXDEV where the files are on two file systems that do not copy to each other.
+    pub fn copy_range(
+        &self,
+        (from, mut at): (&OpenFile, u64),
+        (to, mut into): (&OpenFile, u64),
+        len: usize,
+    ) -> Result<usize> {
+        let (source, target) = (self.fd(from)?, self.changing(to)?);
+        let fail = |e| self.fail(&to.node, Step::Change, "copy_file_range", e);
+        let start = into;
+        let taken = match &self.space {
+            Some(space) => {
+                // No more than the source has is copied, whatever was asked for.
+                let size = rustix::fs::fstat(&*source).map_err(fail)?.st_size;
+                let there = u64::try_from(size).unwrap_or(0).saturating_sub(at);
+                let taken = added(&target, start, there.min(len as u64)).map_err(fail)?;
+                space.take(taken).map_err(fail)?;
+                taken
+            }
+            None => 0,
+        };
+        let before = held_by_fd(&target).map_err(fail)?;
+        let done =
+            rustix::fs::copy_file_range(&*source, Some(&mut at), &*target, Some(&mut into), len);
+        if let Some(space) = &self.space {
+            let grown = held_by_fd(&target).map_err(fail)?.saturating_sub(before);
+            space.give(taken.saturating_sub(grown));
+        }
+        done.map_err(fail)
+    }
+}

@@ -1,0 +1,32 @@
+//! The union of layers: what is shown, and how it changes. It knows nothing of FUSE.
+//!
+//! Reading order: [`resolve`] (pure: what layers say, folded), `place` and `node` (what is known of what
+//! somebody holds), `dirs` and `stack` (find names and inodes), `attr`, `dir` and `file` (what is shown),
+//! `upper` and `copy_up` (how the upper layer gets it), `create`, `remove`, `rename`, `xattr`, `flags`.
+
+mod attr;
+mod copy_up;
+mod create;
+mod dir;
+mod dirs;
+pub mod error;
+mod file;
+mod flags;
+mod node;
+mod place;
+mod remove;
+mod rename;
+pub mod resolve;
+mod space;
+mod stack;
+mod upper;
+mod xattr;
+
+pub use attr::{Attr, NewTime, SetAttr, Time};
+pub use create::Caller;
+pub use dir::{DirEntry, OpenDir};
+pub use error::{Error, Result, Step};
+pub use file::{Backing, OpenFile};
+pub use node::NodeId;
+pub use space::Limits;
+pub use stack::{Config, Entry, Union};

@@ -1,0 +1,140 @@
+//! The upper layer's claim and its work directory, where everything new is staged.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use layer::Layer;
+use rustix::fs::{
+    AtFlags, Dir, FlockOperation, Mode, OFlags, flock, fstat, mkdirat, openat, unlinkat,
+};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result, Step, call, refused};
+
+/// Flags for a directory that is opened to be used, not to be walked through.
+pub(crate) const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// How often, and how far apart, a lock that another process has is asked for: 1.5 s in all.
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(15);
+
+#[derive(Debug)]
+pub(crate) struct Upper {
+    /// `work/work`: on the file system of the upper, so that one rename publishes.
+    pub work: OwnedFd,
+    next: AtomicU64,
+    /// Copy-ups are not synced.
+    pub volatile: bool,
+    /// The upper and the work directory, whose locks live as long as these descriptors.
+    _claim: [OwnedFd; 2],
+}
+
+impl Upper {
+    /// Takes upper and work for this union alone and empties the work directory.
+    pub fn claim(layer: &Layer, work_path: &Path, volatile: bool) -> Result<Self> {
+        let fail = |name| move |e| call(work_path, Step::Claim, name, e);
+        let outer = rustix::fs::open(work_path, DIRECTORY, Mode::empty()).map_err(fail("open"))?;
+        let root = layer.open_dir(Path::new(""))?;
+        let (upper, work) =
+            (fstat(&root).map_err(fail("fstat"))?, fstat(&outer).map_err(fail("fstat"))?);
+        if upper.st_dev != work.st_dev {
+            return Err(Error::WorkElsewhere { work: work_path.to_owned() });
+        }
+        if upper.st_ino == work.st_ino {
+            return Err(refused(work_path, Errno::INVAL));
+        }
+        for fd in [&root, &outer] {
+            if !lock(fd).map_err(fail("flock"))? {
+                return Err(Error::UpperInUse { upper: layer.path().to_owned() });
+            }
+        }
+        match mkdirat(&outer, "work", Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(e) => return Err(fail("mkdirat")(e)),
+        }
+        let work = openat(&outer, "work", DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
+            .map_err(fail("openat"))?;
+        features(&work).map_err(|e| match e {
+            Errno::NOTSUP => Error::UnknownFeature { work: work_path.to_owned() },
+            e => fail("openat")(e),
+        })?;
+        // What a crash left staged was never shown.
+        empty(&work).map_err(fail("unlinkat"))?;
+        let next = AtomicU64::new(0);
+        Ok(Self { work, next, volatile, _claim: [root, outer] })
+    }
+
+    /// A name in the work directory that nothing has.
+    pub fn temp(&self) -> OsString {
+        format!("#{:x}", self.next.fetch_add(1, Ordering::Relaxed)).into()
+    }
+
+    /// Removes what was staged or moved out. What can't be removed now goes at the next open.
+    pub fn discard(&self, temp: &OsStr) {
+        if let Err(e) = remove(&self.work, temp) {
+            tracing::debug!(?temp, error = %e, "left in the work directory");
+        }
+    }
+}
+
+/// Locks a directory; false where another process keeps it locked.
+///
+/// umount(8) returns before the process that served the mount has ended, so that whoever mounts the same upper again at
+/// once would meet its lock: it gets a moment to go.
+fn lock(fd: &OwnedFd) -> std::result::Result<bool, Errno> {
+    for _ in 0..LOCK_TRIES {
+        match flock(fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(false)
+}
+
+/// Refuses an upper that was written with features that this union does not know.
+///
+/// Source: kernel `fs/overlayfs`, `work/incompat`.
+fn features(work: &OwnedFd) -> std::result::Result<(), Errno> {
+    let dir = match openat(work, "incompat", DIRECTORY, Mode::empty()) {
+        Ok(dir) => dir,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    for entry in Dir::read_from(&dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            return Err(Errno::NOTSUP);
+        }
+    }
+    Ok(())
+}
+
+/// Removes everything in the directory behind `dir`.
+fn empty(dir: &OwnedFd) -> std::result::Result<(), Errno> {
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name != "." && name != ".." {
+            remove(dir, name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes `name` and, where it is a directory, everything in it. Symlinks are not followed.
+fn remove(dir: &OwnedFd, name: &OsStr) -> std::result::Result<(), Errno> {
+    match unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(Errno::ISDIR | Errno::PERM) => {
+            empty(&openat(dir, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?)?;
+            unlinkat(dir, name, AtFlags::REMOVEDIR)
+        }
+        Err(e) => Err(e),
+    }
+}
