@@ -1,0 +1,434 @@
+//! The file system that the kernel sees, over a union.
+
+use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use fuse::wire::{
+    AttrOut, CopyFileRangeIn, CreateIn, EntryOut, FallocateIn, GETATTR_FH, GetattrIn, IoctlIn,
+    Kstatfs, LseekIn, MkdirIn, MknodIn, OpenIn, OpenOut, ReadIn, ReleaseIn, SetattrIn, StatxIn,
+    StatxOut, WRITE_KILL_SUIDGID, WriteIn, fopen,
+};
+use fuse::{Connection, DirSink, Errno, FileSystem, Negotiated, Request, Result};
+use rustix::fs::{FallocateFlags, OFlags, RenameFlags, SeekFrom, XattrFlags};
+use union::{Caller, NodeId, OpenDir, OpenFile, Union};
+
+use crate::attributes::{Valid, changes, device, space};
+use crate::handles::Handles;
+use crate::ids::Ids;
+use crate::ioctl;
+use crate::passthrough::Passthrough;
+
+/// How many nodes are forgotten until their memory goes back to the kernel.
+const FORGOTTEN: u64 = 20_000;
+
+/// `DT_DIR`.
+const DIRECTORY: u32 = 4;
+
+/// A union behind FUSE.
+#[derive(Debug)]
+pub(crate) struct Adapter {
+    pub(crate) union: Union,
+    read_only: bool,
+    noacl: bool,
+    static_nlink: bool,
+    valid: Valid,
+    ids: Ids,
+    files: Handles<OpenFile>,
+    dirs: Handles<OpenDir>,
+    passthrough: Passthrough,
+    forgotten: AtomicU64,
+}
+
+fn refused(error: union::Error) -> Errno {
+    let errno = error.errno().raw_os_error();
+    if !matches!(errno, 2 | 61) {
+        // ENOENT and ENODATA are answers.
+        tracing::debug!(%error, "refused by the union");
+    }
+    Errno(errno)
+}
+
+fn errno(errno: rustix::io::Errno) -> Errno {
+    Errno(errno.raw_os_error())
+}
+
+fn node(request: &Request) -> NodeId {
+    NodeId(request.node)
+}
+
+impl Adapter {
+    pub fn new(union: Union, options: &crate::Options) -> Self {
+        Self {
+            read_only: options.read_only || union.is_read_only(),
+            noacl: options.noacl,
+            static_nlink: options.static_nlink,
+            valid: Valid::new(options.timeout),
+            ids: Ids::new(options),
+            union,
+            files: Handles::new(),
+            dirs: Handles::new(),
+            passthrough: Passthrough::default(),
+            forgotten: AtomicU64::new(0),
+        }
+    }
+
+    /// Lets the kernel read and write files itself.
+    pub fn enable_passthrough(&self, connection: Connection) {
+        self.passthrough.enable(connection);
+    }
+
+    fn writable(&self) -> Result<()> {
+        if self.read_only { Err(errno(rustix::io::Errno::ROFS)) } else { Ok(()) }
+    }
+
+    fn entry(&self, mut entry: union::Entry) -> EntryOut {
+        self.fix(&mut entry.attr);
+        self.valid.entry(&entry)
+    }
+
+    fn fix(&self, attr: &mut union::Attr) {
+        self.ids.shown(attr);
+        if self.static_nlink && attr.mode & 0o170_000 == 0o040_000 {
+            attr.nlink = 1;
+        }
+    }
+
+    fn caller(&self, request: &Request, umask: u32) -> Result<Caller> {
+        let (uid, gid) = self.ids.stored(request.uid, request.gid)?;
+        Ok(Caller { uid, gid, umask })
+    }
+
+    fn attr(&self, request: &Request, handle: Option<u64>) -> Result<union::Attr> {
+        let file = handle.and_then(|handle| self.files.get(handle).ok());
+        let attr = match file {
+            Some(open) => self.union.getattr_open(&open),
+            None => self.union.getattr(node(request)),
+        };
+        let mut attr = attr.map_err(refused)?;
+        self.fix(&mut attr);
+        Ok(attr)
+    }
+
+    fn opened(&self, open: Arc<OpenFile>) -> OpenOut {
+        let backing = self.passthrough.opened(open.node().0, || {
+            let backing = self.union.backing(&open).ok()?;
+            (backing.in_upper || self.read_only).then_some(backing.fd)
+        });
+        let mut open_flags = fopen::NOFLUSH | fopen::PARALLEL_DIRECT_WRITES;
+        if backing.is_some() {
+            open_flags |= fopen::PASSTHROUGH;
+        } else if !self.passthrough.is_on() || !self.in_upper(&open) {
+            // Pages of a file that passthrough may have written meanwhile are not kept.
+            open_flags |= fopen::KEEP_CACHE;
+        }
+        let fh = self.files.insert(open);
+        OpenOut { fh, open_flags, backing_id: backing.unwrap_or(0) }
+    }
+
+    fn in_upper(&self, open: &OpenFile) -> bool {
+        self.union.backing(open).is_ok_and(|backing| backing.in_upper)
+    }
+
+    fn hidden(&self, name: &OsStr) -> bool {
+        self.noacl && (name == "system.posix_acl_access" || name == "system.posix_acl_default")
+    }
+}
+
+/// Into `buffer`, or only its length where the buffer is empty.
+fn fill(value: &[u8], buffer: &mut [u8]) -> Result<usize> {
+    if !buffer.is_empty() {
+        let place = buffer.get_mut(..value.len()).ok_or(errno(rustix::io::Errno::RANGE))?;
+        place.copy_from_slice(value);
+    }
+    Ok(value.len())
+}
+
+impl FileSystem for Adapter {
+    fn init(&self, negotiated: &Negotiated) {
+        tracing::debug!(minor = negotiated.minor, flags = negotiated.flags, "agreed");
+    }
+
+    fn lookup(&self, request: &Request, name: &OsStr) -> Result<EntryOut> {
+        let found = match name.as_encoded_bytes() {
+            // These two come from file handles.
+            b"." => self.union.lookup_self(node(request)),
+            b".." => self.union.lookup_parent(node(request)),
+            _ => self.union.lookup(node(request), name),
+        };
+        match found {
+            Ok(entry) => Ok(self.entry(entry)),
+            // The kernel remembers that there is nothing.
+            Err(error) if error.errno() == rustix::io::Errno::NOENT => Ok(self.valid.absent()),
+            Err(error) => Err(refused(error)),
+        }
+    }
+
+    fn forget(&self, node: u64, count: u64) {
+        self.union.forget(NodeId(node), count);
+        // The kernel forgets in bulk when memory is short, or dropped by hand.
+        if self.forgotten.fetch_add(1, Ordering::Relaxed) % FORGOTTEN == FORGOTTEN - 1 {
+            sys::memory::give_back();
+        }
+    }
+
+    fn getattr(&self, request: &Request, input: &GetattrIn) -> Result<AttrOut> {
+        let handle = (input.flags & GETATTR_FH != 0).then_some(input.fh);
+        Ok(self.valid.attr(&self.attr(request, handle)?))
+    }
+
+    fn statx(&self, request: &Request, input: &StatxIn) -> Result<StatxOut> {
+        let handle = (input.getattr_flags & GETATTR_FH != 0).then_some(input.fh);
+        Ok(self.valid.statx(&self.attr(request, handle)?))
+    }
+
+    fn setattr(&self, request: &Request, input: &SetattrIn) -> Result<AttrOut> {
+        self.writable()?;
+        let mut change = changes(input);
+        self.ids.change(&mut change)?;
+        let mut attr = self.union.setattr(node(request), &change).map_err(refused)?;
+        self.fix(&mut attr);
+        Ok(self.valid.attr(&attr))
+    }
+
+    fn readlink(&self, request: &Request, buffer: &mut [u8]) -> Result<usize> {
+        let target = self.union.readlink(node(request)).map_err(refused)?;
+        let place = buffer.get_mut(..target.len());
+        place.ok_or(errno(rustix::io::Errno::NAMETOOLONG))?.copy_from_slice(&target);
+        Ok(target.len())
+    }
+
+    fn symlink(&self, request: &Request, name: &OsStr, target: &OsStr) -> Result<EntryOut> {
+        self.writable()?;
+        let entry = self.union.symlink(self.caller(request, 0)?, node(request), name, target);
+        Ok(self.entry(entry.map_err(refused)?))
+    }
+
+    fn mknod(&self, request: &Request, input: &MknodIn, name: &OsStr) -> Result<EntryOut> {
+        self.writable()?;
+        let caller = self.caller(request, input.umask)?;
+        let (major, minor) = device(input.rdev);
+        let rdev = rustix::fs::makedev(major, minor);
+        let entry = self.union.mknod(caller, node(request), name, input.mode, rdev);
+        Ok(self.entry(entry.map_err(refused)?))
+    }
+
+    fn mkdir(&self, request: &Request, input: &MkdirIn, name: &OsStr) -> Result<EntryOut> {
+        self.writable()?;
+        let caller = self.caller(request, input.umask)?;
+        let entry = self.union.mkdir(caller, node(request), name, input.mode);
+        Ok(self.entry(entry.map_err(refused)?))
+    }
+
+    fn unlink(&self, request: &Request, name: &OsStr) -> Result<()> {
+        self.writable()?;
+        self.union.unlink(node(request), name).map_err(refused)
+    }
+
+    fn rmdir(&self, request: &Request, name: &OsStr) -> Result<()> {
+        self.writable()?;
+        self.union.rmdir(node(request), name).map_err(refused)
+    }
+
+    fn rename(
+        &self,
+        request: &Request,
+        name: &OsStr,
+        new_parent: u64,
+        new_name: &OsStr,
+        flags: u32,
+    ) -> Result<()> {
+        self.writable()?;
+        let flags = RenameFlags::from_bits(flags).ok_or(errno(rustix::io::Errno::INVAL))?;
+        let (from, to) = ((node(request), name), (NodeId(new_parent), new_name));
+        self.union.rename(from, to, flags).map_err(refused)
+    }
+
+    fn link(&self, request: &Request, linked: u64, name: &OsStr) -> Result<EntryOut> {
+        self.writable()?;
+        let entry = self.union.link(NodeId(linked), node(request), name);
+        Ok(self.entry(entry.map_err(refused)?))
+    }
+
+    fn open(&self, request: &Request, input: &OpenIn) -> Result<OpenOut> {
+        let flags = OFlags::from_bits_retain(input.flags);
+        if flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC) {
+            self.writable()?;
+        }
+        let open = self.union.open_file(node(request), flags);
+        Ok(self.opened(open.map_err(refused)?))
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        input: &CreateIn,
+        name: &OsStr,
+    ) -> Result<(EntryOut, OpenOut)> {
+        self.writable()?;
+        let caller = self.caller(request, input.umask)?;
+        let made = self.union.create(caller, node(request), name, input.mode);
+        let (entry, open) = made.map_err(refused)?;
+        Ok((self.entry(entry), self.opened(open)))
+    }
+
+    fn tmpfile(&self, request: &Request, input: &CreateIn) -> Result<(EntryOut, OpenOut)> {
+        self.writable()?;
+        let caller = self.caller(request, input.umask)?;
+        let made = self.union.tmpfile(caller, node(request), input.mode);
+        let (entry, open) = made.map_err(refused)?;
+        Ok((self.entry(entry), self.opened(open)))
+    }
+
+    fn read(&self, _: &Request, input: &ReadIn, buffer: &mut [u8]) -> Result<usize> {
+        let file = self.files.get(input.fh)?;
+        self.union.read(&file, buffer, input.offset).map_err(refused)
+    }
+
+    fn write(&self, _: &Request, input: &WriteIn, data: &[u8]) -> Result<usize> {
+        let file = self.files.get(input.fh)?;
+        let kill = input.write_flags & WRITE_KILL_SUIDGID != 0;
+        self.union.write(&file, data, input.offset, kill).map_err(refused)
+    }
+
+    fn release(&self, _: &Request, input: &ReleaseIn) {
+        if let Some(file) = self.files.remove(input.fh) {
+            self.passthrough.closed(file.node().0);
+            self.union.close(&file);
+        }
+    }
+
+    fn fsync(&self, _: &Request, handle: u64, data_only: bool) -> Result<()> {
+        self.union.fsync(&*self.files.get(handle)?, data_only).map_err(refused)
+    }
+
+    fn fallocate(&self, _: &Request, input: &FallocateIn) -> Result<()> {
+        let file = self.files.get(input.fh)?;
+        let mode = FallocateFlags::from_bits_retain(input.mode);
+        self.union.fallocate(&file, mode, input.offset, input.length).map_err(refused)
+    }
+
+    fn lseek(&self, _: &Request, input: &LseekIn) -> Result<u64> {
+        let file = self.files.get(input.fh)?;
+        let to = match input.whence {
+            3 => SeekFrom::Data(input.offset),
+            4 => SeekFrom::Hole(input.offset),
+            _ => return Err(errno(rustix::io::Errno::INVAL)),
+        };
+        self.union.seek(&file, to).map_err(refused)
+    }
+
+    fn copy_file_range(&self, _: &Request, input: &CopyFileRangeIn) -> Result<u64> {
+        let (from, to) = (self.files.get(input.fh_in)?, self.files.get(input.fh_out)?);
+        let len = usize::try_from(input.len).unwrap_or(usize::MAX);
+        let copied = self.union.copy_range((&from, input.off_in), (&to, input.off_out), len);
+        Ok(copied.map_err(refused)? as u64)
+    }
+
+    fn ioctl(
+        &self,
+        request: &Request,
+        input: &IoctlIn,
+        data: &[u8],
+        out: &mut [u8],
+    ) -> Result<usize> {
+        ioctl::answer(&self.union, node(request), self.read_only, input.cmd, data, out)
+    }
+
+    fn opendir(&self, request: &Request, _: &OpenIn) -> Result<OpenOut> {
+        let open = self.union.open_dir(node(request)).map_err(refused)?;
+        let fh = self.dirs.insert(open);
+        // The kernel drops its copy of a listing itself when it changes the directory.
+        Ok(OpenOut { fh, open_flags: fopen::CACHE_DIR | fopen::KEEP_CACHE, backing_id: 0 })
+    }
+
+    fn readdir(
+        &self,
+        request: &Request,
+        handle: u64,
+        offset: u64,
+        sink: &mut DirSink,
+    ) -> Result<()> {
+        let dir = self.dirs.get(handle)?;
+        let names = self.union.read_dir(&dir, offset == 0).map_err(refused)?;
+        let own = self.union.shown_ino_of(node(request));
+        let above = self.union.shown_ino_of_parent(node(request));
+        for (next, dots, ino) in [(1, ".", own), (2, "..", above)] {
+            if offset < next && !sink.push(OsStr::new(dots), ino, DIRECTORY, next, None) {
+                return Ok(());
+            }
+        }
+        let skip = usize::try_from(offset).unwrap_or(usize::MAX).saturating_sub(2);
+        for (index, entry) in names.iter().enumerate().skip(skip) {
+            if !sink.fits(&entry.name) {
+                break;
+            }
+            let next = index as u64 + 3;
+            let kind = entry.kind.as_raw_mode() >> 12;
+            if !sink.plus() {
+                sink.push(&entry.name, entry.ino, kind, next, None);
+                continue;
+            }
+            match self.union.lookup_entry(&dir, &entry.name) {
+                Ok(Some(found)) => {
+                    let found = self.entry(found);
+                    sink.push(&entry.name, found.attr.ino, kind, next, Some(&found));
+                }
+                // It went away since the directory was opened.
+                Ok(None) => {}
+                // The name without attributes: whoever wants them sees the error.
+                Err(_) => {
+                    sink.push(&entry.name, entry.ino, kind, next, None);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn releasedir(&self, _: &Request, handle: u64) {
+        if let Some(dir) = self.dirs.remove(handle) {
+            self.union.close_dir(&dir);
+        }
+    }
+
+    fn fsyncdir(&self, _: &Request, handle: u64, _: bool) -> Result<()> {
+        self.union.fsync_dir(&*self.dirs.get(handle)?).map_err(refused)
+    }
+
+    fn statfs(&self, _: &Request) -> Result<Kstatfs> {
+        Ok(space(&self.union.statfs().map_err(refused)?))
+    }
+
+    fn setxattr(&self, request: &Request, name: &OsStr, value: &[u8], flags: u32) -> Result<()> {
+        self.writable()?;
+        if self.hidden(name) {
+            return Err(errno(rustix::io::Errno::OPNOTSUPP));
+        }
+        let flags = XattrFlags::from_bits_retain(flags);
+        let mut value = Cow::Borrowed(value);
+        self.ids.acl_stored(name, &mut value)?;
+        self.union.setxattr(node(request), name, &value, flags).map_err(refused)
+    }
+
+    fn getxattr(&self, request: &Request, name: &OsStr, buffer: &mut [u8]) -> Result<usize> {
+        if self.hidden(name) {
+            return Err(errno(rustix::io::Errno::OPNOTSUPP));
+        }
+        let mut value = self.union.getxattr(node(request), name).map_err(refused)?;
+        self.ids.acl_shown(name, &mut value);
+        fill(&value, buffer)
+    }
+
+    fn listxattr(&self, request: &Request, buffer: &mut [u8]) -> Result<usize> {
+        fill(&self.union.listxattr(node(request)).map_err(refused)?, buffer)
+    }
+
+    fn removexattr(&self, request: &Request, name: &OsStr) -> Result<()> {
+        self.writable()?;
+        if self.hidden(name) {
+            return Err(errno(rustix::io::Errno::OPNOTSUPP));
+        }
+        self.union.removexattr(node(request), name).map_err(refused)
+    }
+}

@@ -1,0 +1,16 @@
+//! Serves a union through FUSE: options, adapter, cache and passthrough policy, the drop-in's conventions.
+//!
+//! Reading order: [`Options`] (what was asked for), [`serve`] (from options to a mount that ends),
+//! the adapter between the kernel's node ids and the union's paths.
+
+mod adapter;
+mod attributes;
+mod handles;
+mod ids;
+mod ioctl;
+mod options;
+mod passthrough;
+mod serve;
+
+pub use options::{Mapping, Options, Parsed};
+pub use serve::{Error, Mounted, mount};

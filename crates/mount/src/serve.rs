@@ -1,0 +1,123 @@
+//! From options to a mount that serves until it is unmounted.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use fuse::mount::MountConfig;
+use fuse::{Session, SessionConfig};
+use layer::Namespace;
+use rustix::mount::MountFlags;
+use union::Union;
+
+use crate::adapter::Adapter;
+use crate::options::Options;
+
+/// Why there is no mount.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The layers can't make a union.
+    #[error("cannot make a union of these layers: {0}")]
+    Union(#[from] union::Error),
+    /// An option that this version reads, and does not do yet.
+    #[error("option {0} does not work yet: mount without it")]
+    Unsupported(&'static str),
+    /// A path into the layer would lead back into the mount, which would wait for itself.
+    #[error("the mountpoint lies in {0:?}, which the mount is made of: choose one outside it")]
+    InsideLayer(std::path::PathBuf),
+    /// The kernel does not mount it, or ended the connection.
+    #[error("{0}")]
+    Fuse(#[from] io::Error),
+}
+
+/// A mount that the kernel has agreed to and that waits to be served.
+pub struct Mounted {
+    session: Session<Adapter>,
+}
+
+/// Opens the layers, mounts them at `mountpoint` and shakes hands with the kernel. The mount answers once
+/// [`Mounted::serve`] runs.
+///
+/// # Errors
+/// One clear line; nothing is left mounted.
+pub fn mount(options: &Options, mountpoint: &Path) -> Result<Mounted, Error> {
+    if options.xattr_permissions.is_some() {
+        return Err(Error::Unsupported("xattr_permissions"));
+    }
+    // Over a layer is no matter, for it is open already; nor in a lower one that is on a mount of its own.
+    let place = mountpoint.canonicalize()?;
+    let root = rustix::process::geteuid().is_root();
+    let lowers = if root { &[] } else { options.lowers.as_slice() };
+    for dir in options.upper.iter().chain(&options.work).chain(lowers) {
+        let inside = dir.canonicalize().is_ok_and(|dir| place.starts_with(&dir) && place != dir);
+        if inside {
+            return Err(Error::InsideLayer(dir.clone()));
+        }
+    }
+    let upper = options.upper.clone().zip(options.work.clone());
+    let namespace = if options.userxattr { Namespace::User } else { Namespace::Trusted };
+    let config = union::Config {
+        lowers: options.lowers.clone(),
+        upper,
+        namespace,
+        volatile: options.volatile,
+        limits: union::Limits { bytes: options.size, inodes: options.inodes },
+    };
+    let union = Union::open(&config)?;
+    let read_only = options.read_only || union.is_read_only();
+    let adapter = Arc::new(Adapter::new(union, options));
+    let mut flags = MountFlags::empty();
+    // Without privileges set-user-ID and devices of a layer must not count, whoever wrote it.
+    for (on, flag) in [
+        (read_only, MountFlags::RDONLY),
+        (options.noatime, MountFlags::NOATIME),
+        (options.noexec, MountFlags::NOEXEC),
+        (options.nosuid || !root, MountFlags::NOSUID),
+        (options.nodev || !root, MountFlags::NODEV),
+    ] {
+        if on {
+            flags |= flag;
+        }
+    }
+    let mount = MountConfig {
+        source: options.source.clone().unwrap_or_else(|| "strata".to_owned()),
+        subtype: "strata".to_owned(),
+        flags: flags.bits().into(),
+        default_permissions: true,
+        allow_other: root && !options.private,
+        security: options.security.clone(),
+    };
+    let device = fuse::mount::mount(mountpoint, &mount)?;
+    let session = SessionConfig::default();
+    match Session::start(device, Arc::clone(&adapter), &session) {
+        Ok(session) => {
+            // What the kernel writes itself is not counted.
+            let counted = options.size.is_some() || options.inodes.is_some();
+            if session.negotiated().has(fuse::wire::init::PASSTHROUGH) && !counted {
+                adapter.enable_passthrough(session.connection());
+            }
+            Ok(Mounted { session })
+        }
+        Err(error) => {
+            if let Err(left) = fuse::mount::unmount(mountpoint, true) {
+                tracing::warn!(%left, "cannot unmount what failed to start");
+            }
+            Err(error.into())
+        }
+    }
+}
+
+impl Mounted {
+    /// Whether requests come over io_uring.
+    pub fn over_uring(&self) -> bool {
+        self.session.negotiated().has(fuse::wire::init::OVER_IO_URING)
+    }
+
+    /// Answers the kernel until the mount is gone.
+    ///
+    /// # Errors
+    /// Of the connection.
+    pub fn serve(self) -> Result<(), Error> {
+        Ok(self.session.serve()?)
+    }
+}

@@ -1,0 +1,125 @@
+//! What one descriptor writes, every other one sees: across copy-up, caches, maps and passthrough.
+
+mod scene;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rustix::fs::Advice;
+use scene::Scene;
+
+fn text(file: &mut File) -> String {
+    let mut text = String::new();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    file.read_to_string(&mut text).unwrap();
+    text
+}
+
+fn drop_pages(file: &File) {
+    rustix::fs::fadvise(file, 0, None, Advice::DontNeed).unwrap();
+}
+
+fn writer(path: &Path) -> File {
+    OpenOptions::new().read(true).write(true).open(path).unwrap()
+}
+
+#[test]
+fn a_reader_from_before_the_copy_up_follows() {
+    let Some(scene) = Scene::new(|lower| fs::write(lower.join("file"), "aaaa").unwrap()) else {
+        return;
+    };
+    let path = scene.path("file");
+    let mut first = File::open(&path).unwrap();
+    assert_eq!(text(&mut first), "aaaa");
+    let writer = writer(&path);
+    let mut second = File::open(&path).unwrap();
+    for (offset, expected) in [(0, "Baaa"), (1, "BBaa"), (2, "BBBa")] {
+        writer.write_at(b"B", offset).unwrap();
+        assert_eq!((text(&mut first), text(&mut second)), (expected.into(), expected.into()));
+        drop_pages(&first);
+        assert_eq!((text(&mut first), text(&mut second)), (expected.into(), expected.into()));
+    }
+    writer.set_len(2).unwrap();
+    assert_eq!((text(&mut first), text(&mut second)), ("BB".into(), "BB".into()));
+}
+
+#[test]
+fn a_truncation_is_seen_by_who_reads_the_lower() {
+    let Some(scene) = Scene::new(|lower| fs::write(lower.join("file"), "aaaa").unwrap()) else {
+        return;
+    };
+    let mut reader = File::open(scene.path("file")).unwrap();
+    fs::write(scene.path("file"), "b").unwrap();
+    assert_eq!(text(&mut reader), "b");
+    drop_pages(&reader);
+    assert_eq!(text(&mut reader), "b");
+}
+
+/// Written through passthrough, then read through the cache, and the reverse: each from its first open to its last close.
+#[test]
+fn files_of_the_upper_keep_no_stale_pages() {
+    let Some(scene) = Scene::new(|lower| fs::write(lower.join("file"), "lower").unwrap()) else {
+        return;
+    };
+    let path = scene.path("file");
+    assert_eq!(fs::read(&path).unwrap(), b"lower");
+    let mut reader = File::open(&path).unwrap();
+    writer(&path).write_at(b"UPPER", 0).unwrap();
+    assert_eq!(text(&mut reader), "UPPER");
+    drop(reader);
+    for round in 0..20 {
+        let line = format!("{round:05}");
+        writer(&path).write_at(line.as_bytes(), 0).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), line);
+        assert_eq!(fs::metadata(&path).unwrap().len(), 5);
+    }
+    let mut appender = OpenOptions::new().append(true).open(&path).unwrap();
+    appender.write_all(b"+").unwrap();
+    appender.write_all(b"+").unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "00019++");
+}
+
+/// What stress without order finds: many threads, each on its own part of one file that starts in the lower layer.
+#[test]
+fn parallel_writers_lose_nothing() {
+    const PART: u64 = 64 << 10;
+    let Some(scene) = Scene::new(|lower| {
+        fs::write(lower.join("file"), vec![0; 8 * PART as usize]).unwrap();
+    }) else {
+        return;
+    };
+    let path = scene.path("file");
+    std::thread::scope(|scope| {
+        for part in 0..8_u64 {
+            let path = &path;
+            scope.spawn(move || {
+                for round in 0..20_u8 {
+                    let file = writer(path);
+                    let data = vec![round ^ part as u8; PART as usize];
+                    file.write_all_at(&data, part * PART).unwrap();
+                    let mut read = vec![0; PART as usize];
+                    File::open(path).unwrap().read_exact_at(&mut read, part * PART).unwrap();
+                    assert!(read == data, "part {part}, round {round}");
+                }
+            });
+        }
+    });
+    let data = fs::read(&path).unwrap();
+    assert!((0..8).all(|part| data[part * PART as usize] == 19 ^ part as u8));
+}
+
+#[test]
+fn a_read_only_mount_reads() {
+    let Some(scene) = Scene::with("ro", |lower| {
+        fs::write(lower.join("file"), vec![5; 300_000]).unwrap();
+    }) else {
+        return;
+    };
+    for _ in 0..3 {
+        assert_eq!(fs::read(scene.path("file")).unwrap(), vec![5; 300_000]);
+    }
+    let error = fs::write(scene.path("file"), "no").unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+}
