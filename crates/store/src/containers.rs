@@ -1,0 +1,174 @@
+//! Rows of containers: what keeps an image, and where its writable layer is. What a container does
+//! is not the store's business.
+
+use std::fs;
+use std::path::PathBuf;
+
+use rusqlite::{OptionalExtension, Transaction, params};
+
+use crate::error::{At, Error, Result};
+use crate::id::Digest;
+use crate::meta;
+use crate::store::{Store, container_lock};
+
+/// A container's row.
+#[derive(Debug, Clone)]
+pub struct ContainerRow {
+    /// 64 hex digits.
+    pub id: String,
+    /// The name that people use.
+    pub name: String,
+    /// The image that it stands on.
+    pub image: Digest,
+    /// When it was made, seconds since 1970.
+    pub created: i64,
+    /// What its keeper says of it, JSON.
+    pub state: String,
+}
+
+fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<ContainerRow> {
+    Ok(ContainerRow {
+        id: row.get(0)?,
+        name: row.get(1)?,
+        image: meta::digest(&row.get::<_, String>(2)?)?,
+        created: row.get(3)?,
+        state: row.get(4)?,
+    })
+}
+
+/// Whether there is a container with this ID.
+pub(crate) fn exists(txn: &Transaction<'_>, id: &str) -> Result<bool> {
+    let sql = "SELECT 1 FROM containers WHERE id = ?1";
+    Ok(txn.prepare_cached(sql)?.exists([id])?)
+}
+
+const COLUMNS: &str = "SELECT id, name, image, created, state FROM containers";
+
+impl Store {
+    /// The directory of a container's writable layer.
+    pub fn writable_dir(&self, id: &str) -> PathBuf {
+        self.root.join("rw").join(id)
+    }
+
+    /// Adds a container on an image, with an empty writable layer: `upper` and `work` in
+    /// [`Store::writable_dir`].
+    ///
+    /// Cost: three directories and one transaction, whatever the image.
+    ///
+    /// # Errors
+    /// [`Error::NameTaken`]; [`Error::NoImage`] where it went meanwhile.
+    pub fn add_container(&self, id: &str, name: &str, image: &Digest, state: &str) -> Result<()> {
+        let dir = self.writable_dir(id);
+        // Whoever opens the store takes a directory without a row and without this for litter.
+        let lock = self.lock(&container_lock(id))?;
+        for sub in ["upper", "work"] {
+            let path = dir.join(sub);
+            self.before("making the writable layer", &path)?;
+            fs::create_dir_all(&path).at(&path, "making the writable layer")?;
+        }
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        let upper = dir.join("upper");
+        fs::set_permissions(&upper, mode).at(&upper, "making the writable layer")?;
+        let added = self.meta.write(|txn| {
+            let taken = txn
+                .query_row("SELECT 1 FROM containers WHERE name = ?1", [name], |_| Ok(()))
+                .optional()?;
+            if taken.is_some() {
+                return Err(Error::NameTaken { name: name.to_owned() });
+            }
+            let there = txn
+                .query_row("SELECT 1 FROM images WHERE id = ?1", [image.to_string()], |_| Ok(()))
+                .optional()?;
+            if there.is_none() {
+                return Err(Error::NoImage { name: image.to_string(), near: Vec::new() });
+            }
+            txn.execute(
+                "INSERT INTO containers (id, name, image, created, state) VALUES (?1, ?2, ?3, unixepoch(), ?4)",
+                params![id, name, image.to_string(), state],
+            )?;
+            Ok(())
+        });
+        if added.is_err() {
+            self.discard(&dir)?;
+        }
+        self.unlock(&container_lock(id), lock)?;
+        added
+    }
+
+    /// Every container, the newest first.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub fn containers(&self) -> Result<Vec<ContainerRow>> {
+        self.meta.read(|txn| {
+            let mut query =
+                txn.prepare_cached(&format!("{COLUMNS} ORDER BY created DESC, rowid DESC"))?;
+            let rows = query.query_map([], row)?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+
+    /// One container, by name, id, or the start of an id that only one has.
+    ///
+    /// # Errors
+    /// [`Error::NoContainer`].
+    pub fn container(&self, name: &str) -> Result<ContainerRow> {
+        let all = self.containers()?;
+        if let Some(found) = all.iter().find(|row| row.name == name || row.id == name) {
+            return Ok(found.clone());
+        }
+        let starts: Vec<&ContainerRow> =
+            all.iter().filter(|row| row.id.starts_with(name)).collect();
+        match starts.as_slice() {
+            [only] if name.len() >= 4 => Ok((*only).clone()),
+            _ => Err(Error::NoContainer { name: name.to_owned() }),
+        }
+    }
+
+    /// Says something else of a container.
+    ///
+    /// # Errors
+    /// [`Error::NoContainer`].
+    pub fn set_container_state(&self, id: &str, state: &str) -> Result<()> {
+        self.meta.write(|txn| {
+            let sql = "UPDATE containers SET state = ?2 WHERE id = ?1";
+            match txn.execute(sql, params![id, state])? {
+                0 => Err(Error::NoContainer { name: id.to_owned() }),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    /// Gives a container another name.
+    ///
+    /// # Errors
+    /// [`Error::NameTaken`], [`Error::NoContainer`].
+    pub fn rename_container(&self, id: &str, name: &str) -> Result<()> {
+        self.meta.write(|txn| {
+            let taken = txn
+                .query_row("SELECT 1 FROM containers WHERE name = ?1", [name], |_| Ok(()))
+                .optional()?;
+            if taken.is_some() {
+                return Err(Error::NameTaken { name: name.to_owned() });
+            }
+            match txn.execute("UPDATE containers SET name = ?2 WHERE id = ?1", params![id, name])? {
+                0 => Err(Error::NoContainer { name: id.to_owned() }),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    /// Removes a container and its writable layer. The image stays.
+    ///
+    /// # Errors
+    /// [`Error::NoContainer`].
+    pub fn remove_container(&self, id: &str) -> Result<()> {
+        self.meta.write(|txn| {
+            match txn.execute("DELETE FROM containers WHERE id = ?1", [id])? {
+                0 => Err(Error::NoContainer { name: id.to_owned() }),
+                _ => Ok(()),
+            }
+        })?;
+        self.discard(&self.writable_dir(id))
+    }
+}

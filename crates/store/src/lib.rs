@@ -1,0 +1,35 @@
+//! Images and layers on disk: kept once, verified, collected.
+//!
+//! Reading order: [`id`], [`reference`] and [`manifest`] (names and documents), [`source`] (where
+//! images come from), [`tar`] (layers as they travel), `store` (the directory, its locks, what a
+//! crash leaves), `meta` (the database), `pull` and `pipeline`, `commit`, [`images`], [`collect`], [`save`],
+//! [`containers`].
+
+pub mod collect;
+mod commit;
+pub mod containers;
+pub mod error;
+pub mod id;
+pub mod images;
+pub mod manifest;
+mod meta;
+mod pipeline;
+mod pull;
+pub mod reference;
+pub mod save;
+mod seam;
+pub mod source;
+mod store;
+pub mod tar;
+mod tree;
+
+pub use commit::CommitOptions;
+pub use error::{Error, Result};
+pub use id::{Digest, chain_id};
+pub use images::Image;
+pub use meta::LayerRow;
+pub use pull::PullOptions;
+pub use reference::Reference;
+pub use seam::Seam;
+pub use source::{BlobSource, Progress};
+pub use store::Store;

@@ -1,0 +1,183 @@
+//! The store's database: what is there, what belongs to whom. A row is written when its files are
+//! complete and on disk, and goes before they do.
+//!
+//! Every transaction that writes begins as one (`BEGIN IMMEDIATE`), so that many processes wait for
+//! one another and never fail in the middle.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+
+use crate::error::{At, Error, Result};
+use crate::id::Digest;
+use crate::seam::Seam;
+
+/// The format that this version writes.
+pub const FORMAT: u32 = 2;
+
+/// One statement a table.
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS layers (
+  diff_id TEXT PRIMARY KEY, bytes INTEGER NOT NULL, shared INTEGER NOT NULL, entries INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS images (
+  id TEXT PRIMARY KEY, manifest BLOB NOT NULL, media_type TEXT NOT NULL, config BLOB NOT NULL,
+  created INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS image_layers (
+  image TEXT NOT NULL REFERENCES images(id) ON DELETE CASCADE, position INTEGER NOT NULL,
+  diff_id TEXT NOT NULL REFERENCES layers(diff_id), PRIMARY KEY (image, position)) STRICT;
+CREATE INDEX IF NOT EXISTS image_layers_by_layer ON image_layers(diff_id);
+CREATE TABLE IF NOT EXISTS tags (
+  name TEXT PRIMARY KEY, image TEXT NOT NULL REFERENCES images(id)) STRICT;
+CREATE INDEX IF NOT EXISTS tags_by_image ON tags(image);
+CREATE TABLE IF NOT EXISTS tag_history (
+  name TEXT NOT NULL, image TEXT NOT NULL, at INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS leases (
+  owner TEXT NOT NULL, diff_id TEXT NOT NULL, PRIMARY KEY (owner, diff_id)) STRICT;
+CREATE TABLE IF NOT EXISTS objects (
+  content BLOB NOT NULL, diff_id TEXT NOT NULL REFERENCES layers(diff_id) ON DELETE CASCADE,
+  path BLOB NOT NULL, PRIMARY KEY (content, diff_id, path)) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS objects_by_layer ON objects(diff_id);
+CREATE TABLE IF NOT EXISTS containers (
+  id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, image TEXT NOT NULL REFERENCES images(id),
+  created INTEGER NOT NULL, state TEXT NOT NULL) STRICT;
+CREATE INDEX IF NOT EXISTS containers_by_image ON containers(image);
+";
+
+#[derive(Debug)]
+pub(crate) struct Meta {
+    db: parking_lot::Mutex<Connection>,
+    seam: Seam,
+}
+
+/// A layer's row.
+#[derive(Debug, Clone)]
+pub struct LayerRow {
+    /// Its diff ID.
+    pub diff_id: Digest,
+    /// Bytes of data.
+    pub bytes: u64,
+    /// Of these, bytes that files of other layers had already.
+    pub shared: u64,
+    /// Names in it.
+    pub entries: u64,
+}
+
+impl Meta {
+    pub fn open(path: &Path, seam: Seam) -> Result<Self> {
+        let db = Connection::open(path)?;
+        db.busy_timeout(Duration::from_secs(60))?;
+        db.pragma_update(None, "journal_mode", "WAL")?;
+        db.pragma_update(None, "synchronous", "FULL")?;
+        db.pragma_update(None, "foreign_keys", true)?;
+        let format: u32 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        if format != 0 && format != FORMAT {
+            let root = path.parent().unwrap_or(path).to_owned();
+            return Err(Error::Format { root, found: format, known: FORMAT });
+        }
+        if format == 0 {
+            db.execute_batch(&format!(
+                "BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;"
+            ))?;
+        }
+        Ok(Self { db: parking_lot::Mutex::new(db), seam })
+    }
+
+    /// Runs `act` in one transaction; an error takes all of it back.
+    pub fn write<T>(&self, act: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        let mut db = self.db.lock();
+        let txn = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let done = act(&txn)?;
+        self.seam.before("commit").at(Path::new("db.sqlite"), "writing the database")?;
+        txn.commit()?;
+        Ok(done)
+    }
+
+    pub fn read<T>(&self, act: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        let mut db = self.db.lock();
+        let txn = db.transaction_with_behavior(TransactionBehavior::Deferred)?;
+        act(&txn)
+    }
+}
+
+/// A digest in a column.
+pub(crate) fn digest(text: &str) -> rusqlite::Result<Digest> {
+    text.parse().map_err(|e: Error| {
+        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(e))
+    })
+}
+
+/// A count in a column; SQLite has no unsigned integers.
+pub(crate) fn count(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+pub(crate) fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+pub(crate) fn layer(txn: &Transaction<'_>, diff_id: &Digest) -> Result<Option<LayerRow>> {
+    let sql = "SELECT bytes, shared, entries FROM layers WHERE diff_id = ?1";
+    let row = txn
+        .prepare_cached(sql)?
+        .query_row([diff_id.to_string()], |row| {
+            Ok(LayerRow {
+                diff_id: *diff_id,
+                bytes: count(row.get(0)?),
+                shared: count(row.get(1)?),
+                entries: count(row.get(2)?),
+            })
+        })
+        .optional()?;
+    Ok(row)
+}
+
+pub(crate) fn layers(txn: &Transaction<'_>) -> Result<Vec<LayerRow>> {
+    let mut query = txn.prepare_cached("SELECT diff_id, bytes, shared, entries FROM layers")?;
+    let rows = query.query_map([], |row| {
+        Ok(LayerRow {
+            diff_id: digest(&row.get::<_, String>(0)?)?,
+            bytes: count(row.get(1)?),
+            shared: count(row.get(2)?),
+            entries: count(row.get(3)?),
+        })
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+pub(crate) fn add_layer(
+    txn: &Transaction<'_>,
+    row: &LayerRow,
+    objects: &[(Digest, std::path::PathBuf)],
+) -> Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    txn.execute(
+        "INSERT INTO layers (diff_id, bytes, shared, entries) VALUES (?1, ?2, ?3, ?4)",
+        params![
+            row.diff_id.to_string(),
+            signed(row.bytes),
+            signed(row.shared),
+            signed(row.entries)
+        ],
+    )?;
+    let mut insert = txn.prepare_cached(
+        "INSERT OR IGNORE INTO objects (content, diff_id, path) VALUES (?1, ?2, ?3)",
+    )?;
+    let diff_id = row.diff_id.to_string();
+    for (content, path) in objects {
+        insert.execute(params![
+            content.bytes().as_slice(),
+            diff_id,
+            path.as_os_str().as_bytes()
+        ])?;
+    }
+    Ok(())
+}
+
+/// The layers of an image, lowest first.
+pub(crate) fn layers_of(txn: &Transaction<'_>, image: &Digest) -> Result<Vec<Digest>> {
+    let sql = "SELECT diff_id FROM image_layers WHERE image = ?1 ORDER BY position";
+    let mut query = txn.prepare_cached(sql)?;
+    let rows = query.query_map([image.to_string()], |row| digest(&row.get::<_, String>(0)?))?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}

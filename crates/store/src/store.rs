@@ -1,0 +1,296 @@
+//! The store: one directory, any number of processes at once, no daemon.
+//!
+//! ```text
+//! ROOT/  db.sqlite, lock (held while that is opened)
+//!        layers/HEX/   fs/ (the tree), recipe (how to make the tar again), replaced/ (what the tar has
+//!                      and the tree has not)
+//!        staging/…     layers that are being unpacked, each under the lock of its layer
+//!        partial/HEX   blobs that have come in part
+//!        trash/…       what has no row any more
+//!        locks/…       flock(2), which ends with its process
+//!        rw/ID/        upper and work of a container
+//! ```
+//!
+//! Invariants: a row's files are complete and on disk; a file without a row or a held lock is
+//! litter; nothing goes that a row or a living lease needs.
+
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use layer::Namespace;
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::io::Errno;
+
+use crate::error::{At, Error, Result};
+use crate::id::Digest;
+use crate::meta::Meta;
+use crate::seam::Seam;
+use crate::tar::{apply, content};
+use crate::tree;
+
+/// A store of images and layers.
+#[derive(Debug)]
+pub struct Store {
+    pub(crate) root: PathBuf,
+    pub(crate) meta: Meta,
+    pub(crate) apply: apply::Options,
+    seam: Seam,
+    next: AtomicU64,
+}
+
+const DIRS: [&str; 6] = ["layers", "staging", "partial", "trash", "locks", "rw"];
+
+/// A lock that is held until it is dropped, or its process ends.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _file: File,
+}
+
+impl Store {
+    /// Opens the store in `root`, making it where it is not there, and clears away what processes
+    /// that died have left.
+    ///
+    /// # Errors
+    /// No permission; [`Error::Format`]; the database's own.
+    pub fn open(root: &Path) -> Result<Self> {
+        Self::open_with(root, Seam::default())
+    }
+
+    /// The same with a seam between the store and the disk, for tests.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with(root: &Path, seam: Seam) -> Result<Self> {
+        // Images hold set-user-ID programs of any age: nobody else may reach them.
+        let mut dir = fs::DirBuilder::new();
+        dir.mode(0o700).recursive(true);
+        dir.create(root).at(root, "making the store")?;
+        for name in DIRS {
+            let path = root.join(name);
+            dir.create(&path).at(&path, "making the store")?;
+        }
+        let opening = lock_file(&root.join(OPEN), FlockOperation::LockExclusive)?;
+        let meta = Meta::open(&root.join("db.sqlite"), seam.clone())?;
+        drop(opening);
+        let privileged = sys::privilege::is_initial_root();
+        let namespace = if privileged { Namespace::Trusted } else { Namespace::User };
+        let apply = apply::Options {
+            namespace,
+            owners: gives_owners(),
+            max_entries: 5_000_000,
+            max_bytes: 256 << 30,
+            share: content::can_share(&root.join("staging")),
+        };
+        let store = Self { root: root.to_owned(), meta, apply, seam, next: AtomicU64::new(0) };
+        store.recover()?;
+        Ok(store)
+    }
+
+    /// Limits what a layer may hold: entries, and bytes of data.
+    pub fn limit(&mut self, entries: u64, bytes: u64) {
+        self.apply.max_entries = entries;
+        self.apply.max_bytes = bytes;
+    }
+
+    /// The directory of the store.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where the union's marks are in this store's layers.
+    pub fn namespace(&self) -> Namespace {
+        self.apply.namespace
+    }
+
+    /// Whether equal files of different layers share their data on disk.
+    pub fn shares_files(&self) -> bool {
+        self.apply.share
+    }
+
+    pub(crate) fn layer_dir(&self, diff_id: &Digest) -> PathBuf {
+        self.root.join("layers").join(diff_id.hex())
+    }
+
+    /// The tree of a layer.
+    pub fn layer_tree(&self, diff_id: &Digest) -> PathBuf {
+        self.layer_dir(diff_id).join("fs")
+    }
+
+    /// A name that no other call, in any process, gets.
+    pub(crate) fn unique(&self) -> String {
+        let count = self.next.fetch_add(1, Ordering::Relaxed);
+        let clock = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |since| since.as_nanos());
+        format!("{clock:x}-{}-{count}", std::process::id())
+    }
+
+    /// Waits for a lock.
+    pub(crate) fn lock(&self, name: &str) -> Result<Lock> {
+        self.try_lock(name, FlockOperation::LockExclusive)?.ok_or_else(|| Error::Io {
+            path: self.root.join("locks").join(name),
+            step: "locking",
+            source: Errno::WOULDBLOCK.into(),
+        })
+    }
+
+    /// A lock that nobody holds now.
+    pub(crate) fn lock_if_free(&self, name: &str) -> Result<Option<Lock>> {
+        self.try_lock(name, FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Asks the seam.
+    pub(crate) fn before(&self, step: &'static str, path: &Path) -> Result<()> {
+        self.seam.before(step).at(path, step)
+    }
+
+    fn try_lock(&self, name: &str, how: FlockOperation) -> Result<Option<Lock>> {
+        self.before("locking", &self.root)?;
+        lock_file(&self.root.join("locks").join(name), how)
+    }
+
+    /// Removes the file of a lock that is held, so that locks do not pile up.
+    pub(crate) fn unlock(&self, name: &str, lock: Lock) -> Result<()> {
+        let path = self.root.join("locks").join(name);
+        self.before("unlocking", &path)?;
+        let removed = fs::remove_file(&path);
+        drop(lock);
+        match removed {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).at(&path, "unlocking"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Clears away what nobody owns: staged layers whose process has died, layers without a row,
+    /// leases of the dead.
+    fn recover(&self) -> Result<()> {
+        for name in self.names("staging")? {
+            // `HEX.UNIQUE`: of the layer HEX, whose lock its process holds.
+            let hex = name.split('.').next().unwrap_or(&name);
+            if let Some(lock) = self.lock_if_free(&layer_lock(hex))? {
+                self.discard(&self.root.join("staging").join(&name))?;
+                self.unlock(&layer_lock(hex), lock)?;
+            }
+        }
+        for name in self.names("layers")? {
+            let Ok(diff_id) = format!("sha256:{name}").parse::<Digest>() else { continue };
+            if self.meta.read(|txn| crate::meta::layer(txn, &diff_id))?.is_some() {
+                continue;
+            }
+            if let Some(lock) = self.lock_if_free(&layer_lock(&name))? {
+                // It may have got its row since.
+                if self.meta.read(|txn| crate::meta::layer(txn, &diff_id))?.is_none() {
+                    self.discard(&self.layer_dir(&diff_id))?;
+                }
+                self.unlock(&layer_lock(&name), lock)?;
+            }
+        }
+        for id in self.names("rw")? {
+            let has_row = || self.meta.read(|txn| crate::containers::exists(txn, &id));
+            if has_row()? {
+                continue;
+            }
+            if let Some(lock) = self.lock_if_free(&container_lock(&id))? {
+                if !has_row()? {
+                    self.discard(&self.writable_dir(&id))?;
+                }
+                self.unlock(&container_lock(&id), lock)?;
+            }
+        }
+        for name in self.names("locks")? {
+            let Some(lock) = self.lock_if_free(&name)? else { continue };
+            if name.starts_with(LEASE) {
+                self.meta.write(|txn| {
+                    txn.execute("DELETE FROM leases WHERE owner = ?1", [&name])?;
+                    Ok(())
+                })?;
+            }
+            self.unlock(&name, lock)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn names(&self, dir: &str) -> Result<Vec<String>> {
+        let path = self.root.join(dir);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&path).at(&path, "listing")? {
+            let entry = entry.at(&path, "listing")?;
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+        Ok(names)
+    }
+
+    /// Moves a directory to the trash, in one step.
+    pub(crate) fn discard(&self, path: &Path) -> Result<()> {
+        self.before("moving to the trash", path)?;
+        let to = self.root.join("trash").join(self.unique());
+        match fs::rename(path, &to) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            done => done.at(path, "moving to the trash"),
+        }
+    }
+
+    /// Removes what is in the trash: the slow part of every removal, for when nobody waits.
+    ///
+    /// # Errors
+    /// What can't be removed.
+    pub fn empty_trash(&self) -> Result<()> {
+        for name in self.names("trash")? {
+            // Another process may do the same.
+            self.before("emptying the trash", &self.root)?;
+            tree::remove(&self.root.join("trash").join(&name))?;
+        }
+        Ok(())
+    }
+}
+
+fn lock_file(path: &Path, how: FlockOperation) -> Result<Option<Lock>> {
+    loop {
+        let mut options = File::options();
+        let file = options.create(true).truncate(false).write(true).mode(0o600).open(path);
+        let file = file.at(path, "locking")?;
+        match flock(&file, how) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            Err(Errno::INTR) => continue,
+            Err(e) => return Err(e).at(path, "locking"),
+        }
+        // Whoever had it may have removed the file: then the lock is of no name.
+        let held = rustix::fs::fstat(&file).at(path, "locking")?;
+        match rustix::fs::stat(path) {
+            Ok(named) if named.st_ino == held.st_ino => return Ok(Some(Lock { _file: file })),
+            Ok(_) | Err(Errno::NOENT) => {}
+            Err(e) => return Err(e).at(path, "locking"),
+        }
+    }
+}
+
+/// The lock under which the database is opened: making it is not for several at once.
+const OPEN: &str = "lock";
+
+/// The lock of a lease: names that begin so are of pulls and of whoever else needs layers for now.
+pub(crate) const LEASE: &str = "lease-";
+
+pub(crate) fn layer_lock(hex: &str) -> String {
+    format!("layer-{hex}")
+}
+
+pub(crate) fn container_lock(id: &str) -> String {
+    format!("container-{id}")
+}
+
+pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).at(path, "opening")
+}
+
+/// Whether this process can give files to others: root can, of as many as are mapped here.
+fn gives_owners() -> bool {
+    let mapped = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let counts =
+        mapped.lines().filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok());
+    rustix::process::geteuid().is_root() && counts.sum::<u64>() > 65_535
+}

@@ -1,0 +1,8 @@
+//! Layers as tars: read strictly, applied to a directory, made of one, and made again bit by bit.
+
+pub mod apply;
+pub(crate) mod content;
+pub mod diff;
+mod finish;
+pub mod read;
+pub mod recipe;

@@ -1,0 +1,179 @@
+//! Whatever dies or fails, at whichever step: what the store says is there is complete, and nothing
+//! else is left.
+
+mod layout;
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use layout::{Layout, dir, file, tar};
+use rustix::process::{Signal, getpid, kill_process};
+use store::manifest::Descriptor;
+use store::source::{OciLayout, Quiet, SourceError};
+use store::{BlobSource, CommitOptions, PullOptions, Seam, Store};
+
+/// A layout as if it were far away, so that its blobs are kept while they come.
+struct Far(OciLayout);
+
+impl BlobSource for Far {
+    fn manifest(&self) -> Result<(Vec<u8>, String), SourceError> {
+        self.0.manifest()
+    }
+
+    fn blob(&self, blob: &Descriptor, from: u64) -> Result<Box<dyn Read + Send>, SourceError> {
+        self.0.blob(blob, from)
+    }
+}
+
+/// Two images that share a layer.
+fn images(at: &Path) -> PathBuf {
+    let mut layout = Layout::new(&at.join("oci"));
+    let shared = tar(&[dir("etc/"), file("etc/shared", "shared"), file("etc/shared", "again")]);
+    layout.image("a", &[shared.clone(), tar(&[file("a", "a")])]);
+    layout.image("b", &[shared, tar(&[file("b", "b"), file("etc/.wh.shared", "")])]);
+    layout.dir
+}
+
+fn pull(store: &Store, layout: &Path, tag: &str) -> store::Result<()> {
+    let source = Far(OciLayout::dir(layout, Some(tag)));
+    let name = format!("localhost/{tag}:1");
+    store.pull(&source, Some(&name), &Quiet, &PullOptions::default()).map(drop)
+}
+
+/// What a store goes through: every verb that writes.
+fn live(root: &Path, layout: &Path, seam: Seam) -> store::Result<()> {
+    let store = Store::open_with(root, seam)?;
+    pull(&store, layout, "a")?;
+    pull(&store, layout, "b")?;
+    let image = store.image("localhost/b:1")?;
+    store.add_container("c1", "one", &image.id, "{}")?;
+    let upper = store.writable_dir("c1").join("upper");
+    fs::write(upper.join("new"), "new").expect("a file");
+    let name = Some("localhost/c:1".to_owned());
+    store.commit(&image, &upper, &CommitOptions { name, ..CommitOptions::default() })?;
+    store.remove_container("c1")?;
+    store.remove("localhost/a:1")?;
+    store.remove("localhost/c:1")?;
+    store.collect().map(drop)
+}
+
+/// What must hold after anything, as soon as the store is opened again.
+fn sound(root: &Path, layout: &Path, when: &str) {
+    let store = Store::open(root).expect(when);
+    let names = |dir: &str| {
+        let entries = fs::read_dir(root.join(dir)).expect(when);
+        let names = entries.map(|entry| entry.expect(when).file_name().into_string().expect(when));
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
+    };
+    let report = store.check(false).expect(when);
+    assert!(report.findings.is_empty(), "{when}: {report:?}");
+    for image in store.images().expect(when) {
+        for lower in store.lower_dirs(&image) {
+            assert!(lower.is_dir(), "{when}: {:?} lacks {lower:?}", image.tags);
+        }
+    }
+    let containers: Vec<String> =
+        store.containers().expect(when).into_iter().map(|row| row.id).collect();
+    assert_eq!(names("rw"), containers, "{when}");
+    for id in &containers {
+        store.remove_container(id).expect(when);
+    }
+    store.collect().expect(when);
+    let mut layers: Vec<String> =
+        store.layers().expect(when).iter().map(|used| used.layer.diff_id.hex()).collect();
+    layers.sort();
+    assert_eq!(names("layers"), layers, "{when}");
+    for place in ["staging", "trash", "locks", "rw"] {
+        assert_eq!(names(place), [""; 0], "{when}: left in {place}");
+    }
+    // It goes on, also from blobs that came in part.
+    for tag in ["a", "b"] {
+        pull(&store, layout, tag).expect(when);
+    }
+    assert_eq!(names("partial"), [""; 0], "{when}");
+    assert!(store.check(false).expect(when).findings.is_empty(), "{when}");
+}
+
+/// A seam that does `act` at step `at`, counted from 0.
+fn at(step: usize, act: impl Fn(usize) -> io::Result<()> + Send + Sync + 'static) -> Seam {
+    let count = AtomicUsize::new(0);
+    Seam::new(move |_| match count.fetch_add(1, Ordering::SeqCst) {
+        now if now >= step => act(now - step),
+        _ => Ok(()),
+    })
+}
+
+fn refused() -> io::Error {
+    io::Error::other("the test says no")
+}
+
+#[test]
+fn a_step_that_fails_leaves_a_sound_store() {
+    let temp = tempfile::tempdir().expect("a directory");
+    let layout = images(temp.path());
+    // One step fails; every step from there on fails, as with a disk that has gone.
+    for forever in [false, true] {
+        for step in 0.. {
+            let root = temp.path().join(format!("store-{forever}-{step}"));
+            let failed = Arc::new(AtomicUsize::new(0));
+            let seen = Arc::clone(&failed);
+            let seam = at(step, move |after| {
+                seen.fetch_add(1, Ordering::SeqCst);
+                if forever || after == 0 { Err(refused()) } else { Ok(()) }
+            });
+            let done = live(&root, &layout, seam);
+            if failed.load(Ordering::SeqCst) == 0 {
+                done.expect("nothing failed");
+                assert!(step > 30, "only {step} steps");
+                break;
+            }
+            sound(&root, &layout, &format!("step {step} failed, forever: {forever}"));
+            fs::remove_dir_all(&root).expect("a removal");
+        }
+    }
+}
+
+const STEP: &str = "STRATA_TEST_STEP";
+const PLACE: &str = "STRATA_TEST_PLACE";
+
+#[test]
+fn a_process_that_is_killed_leaves_a_sound_store() {
+    let temp = tempfile::tempdir().expect("a directory");
+    let layout = images(temp.path());
+    let own = std::env::current_exe().expect("this program");
+    for step in 0.. {
+        let place = temp.path().join(step.to_string());
+        let killed = Command::new(&own)
+            .args(["--exact", "one_life_that_ends_at_a_step", "--ignored"])
+            .env(STEP, step.to_string())
+            .env(PLACE, &place)
+            .output()
+            .expect("a child");
+        if killed.status.success() {
+            assert!(step > 30, "only {step} steps");
+            break;
+        }
+        assert_eq!(killed.status.code(), None, "{killed:?}");
+        sound(&place, &layout, &format!("killed at step {step}"));
+        fs::remove_dir_all(&place).expect("a removal");
+    }
+}
+
+#[test]
+#[ignore = "run by the test above, in a process of its own"]
+fn one_life_that_ends_at_a_step() {
+    let (Some(step), Some(place)) = (std::env::var_os(STEP), std::env::var_os(PLACE)) else {
+        return;
+    };
+    let step = step.to_str().and_then(|step| step.parse().ok()).expect("a number");
+    let place = PathBuf::from(place);
+    let layout = place.parent().expect("a directory").join("oci");
+    let seam = at(step, |_| Ok(kill_process(getpid(), Signal::KILL)?));
+    live(&place, &layout, seam).expect("a life");
+}
