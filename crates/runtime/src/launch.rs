@@ -1,0 +1,239 @@
+//! From a bundle to a running process: by our own launcher, or by another runtime.
+//!
+//! Source: runtime specification, "Runtime and Lifecycle"; the command lines of crun(1) and runc(8).
+
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use rustix::io::{Errno, FdFlags};
+use rustix::mount::MountPropagationFlags as Propagation;
+use rustix::thread::UnshareFlags;
+
+use crate::spec::{NamespaceKind, Spec};
+use crate::subids::Mapper;
+use crate::{Error, Result, inside};
+
+/// The subcommand under which a program that embeds our launcher calls [`inner`].
+pub const INNER: &str = "__inner";
+
+/// Where another runtime leaves the process id.
+const PID_FILE: &str = "pid";
+
+/// What starts processes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Runtime {
+    /// Our own launcher, in this program: it is executed again as `INNER BUNDLE [READY]`.
+    Embedded(PathBuf),
+    /// Another OCI runtime with the command line of runc.
+    Other(PathBuf),
+}
+
+/// The three standard files of a process to be.
+#[derive(Debug)]
+pub struct Files {
+    /// Standard input.
+    pub stdin: Stdio,
+    /// Standard output.
+    pub stdout: Stdio,
+    /// Standard error.
+    pub stderr: Stdio,
+}
+
+/// Who is who in the namespaces of a process that isolates itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Users {
+    /// Everyone is who they are.
+    Kept,
+    /// This user and group are root, and nobody else is anybody.
+    One(u32, u32),
+    /// The same, with the others that the machine lets that user have ([`crate::subids`]), if any.
+    Many(u32, u32),
+}
+
+impl Users {
+    /// Those for a container: kept for root, many for everyone else.
+    pub fn for_container() -> Self {
+        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+        if uid.is_root() { Self::Kept } else { Self::Many(uid.as_raw(), gid.as_raw()) }
+    }
+}
+
+/// Leaves the mount namespace for one of its own, and where users are not kept the user namespace too. Mounts made from
+/// now on end with this process and its children.
+///
+/// Only for a process with one thread.
+///
+/// # Errors
+/// [`Error::Step`]: the machine does not allow user namespaces.
+pub fn isolate(users: Users) -> Result<()> {
+    match users {
+        Users::Kept => {}
+        Users::One(uid, gid) => enter_user_namespace(uid, gid, None)?,
+        Users::Many(uid, gid) => enter_user_namespace(uid, gid, Mapper::start(uid, gid))?,
+    }
+    unshare(UnshareFlags::NEWNS)?;
+    // Nothing of ours shows outside; what is unmounted outside goes here too.
+    rustix::mount::mount_change("/", Propagation::DOWNSTREAM | Propagation::REC)
+        .map_err(|e| Error::step("make the mounts private below", "/", e))
+}
+
+fn enter_user_namespace(uid: u32, gid: u32, mapper: Option<Mapper>) -> Result<()> {
+    unshare(UnshareFlags::NEWUSER)?;
+    if mapper.is_some_and(Mapper::map) {
+        return Ok(());
+    }
+    // One range of one id is all that a process may map for itself.
+    let write = |path: &str, text: String| {
+        fs::write(path, text).map_err(|e| {
+            Error::step("map ids by", path, Errno::from_io_error(&e).unwrap_or(Errno::IO))
+        })
+    };
+    // Where users are mapped and groups could not be, the second fails: half a map is none.
+    write("/proc/self/setgroups", "deny".to_owned())?;
+    write("/proc/self/uid_map", format!("0 {uid} 1\n"))?;
+    write("/proc/self/gid_map", format!("0 {gid} 1\n"))
+}
+
+/// Asks the kernel to kill this process when the one that started it ends.
+///
+/// # Errors
+/// [`Error::Step`]; none is known to happen.
+pub fn die_with_parent() -> Result<()> {
+    inside::die_with_parent()
+}
+
+pub(crate) fn unshare(flags: UnshareFlags) -> Result<()> {
+    let advice = "a namespace (see strata info for what this machine allows),";
+    sys::namespace::unshare(flags)
+        .map_err(|e| Error::step("enter", format!("{advice} {flags:?}"), e.source))
+}
+
+impl Runtime {
+    /// Starts the process of `bundle` under the name `id`; the child that ends with its status.
+    ///
+    /// With our own launcher this process leaves its namespaces of the kinds in the bundle for its later children, so
+    /// that it can start nothing else; the child is the container's first process. It holds a copy of `ready` open
+    /// until the command is executed; what it has to say of an error goes to `files.stderr`. It dies with this process.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] where the program is not there; those of the bundle.
+    pub fn start(
+        &self,
+        bundle: &Path,
+        id: &str,
+        files: Files,
+        ready: Option<&OwnedFd>,
+    ) -> Result<Child> {
+        let (mut command, program) = match self {
+            Self::Embedded(exe) => {
+                leave(&Spec::read(bundle)?)?;
+                let mut command = Command::new(exe);
+                command.arg0("strata").arg(INNER).arg(bundle);
+                if let Some(ready) = ready {
+                    rustix::io::fcntl_setfd(ready, FdFlags::empty())
+                        .map_err(|e| Error::step("pass on", "the caller's descriptor", e))?;
+                    command.arg(ready.as_raw_fd().to_string());
+                }
+                (command, exe)
+            }
+            Self::Other(path) => {
+                forget(bundle)?;
+                let mut command = other(path);
+                command.args(["run", "--pid-file"]).arg(bundle.join(PID_FILE));
+                command.arg("--bundle").arg(bundle).arg(id);
+                (command, path)
+            }
+        };
+        command.stdin(files.stdin).stdout(files.stdout).stderr(files.stderr);
+        command.spawn().map_err(|source| Error::Runtime { runtime: program.clone(), source })
+    }
+
+    /// The container's first process, once there is one.
+    pub fn pid(&self, bundle: &Path, child: &Child) -> Option<u32> {
+        match self {
+            Self::Embedded(_) => Some(child.id()),
+            Self::Other(_) => fs::read_to_string(bundle.join(PID_FILE)).ok()?.trim().parse().ok(),
+        }
+    }
+
+    /// Clears what another runtime remembers of a container that has ended or whose runtime was killed.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] where the program is not there.
+    pub fn delete(&self, id: &str) -> Result<()> {
+        let Self::Other(path) = self else { return Ok(()) };
+        let mut command = other(path);
+        command.args(["delete", "--force", id]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        match command.status() {
+            // That it remembers nothing is an error to it, and fine with us.
+            Ok(_) => Ok(()),
+            Err(source) => Err(Error::Runtime { runtime: path.clone(), source }),
+        }
+    }
+}
+
+/// The status of a process as a shell has it: 128 and the signal for one that was killed.
+pub fn code(status: ExitStatus) -> u8 {
+    inside::code(status)
+}
+
+/// Another runtime, told to leave control groups alone where it can be: there are no limits to set, and crun refuses
+/// hierarchies of mixed versions.
+fn other(path: &Path) -> Command {
+    let mut command = Command::new(path);
+    if path.file_name().is_some_and(|name| name == "crun") {
+        command.arg("--cgroup-manager=disabled");
+    }
+    command
+}
+
+fn leave(spec: &Spec) -> Result<()> {
+    let mut flags = UnshareFlags::empty();
+    for (kind, flag) in [
+        (NamespaceKind::Pid, UnshareFlags::NEWPID),
+        (NamespaceKind::Network, UnshareFlags::NEWNET),
+        (NamespaceKind::Ipc, UnshareFlags::NEWIPC),
+        (NamespaceKind::Uts, UnshareFlags::NEWUTS),
+        (NamespaceKind::Cgroup, UnshareFlags::NEWCGROUP),
+    ] {
+        flags.set(flag, spec.has(kind));
+    }
+    unshare(flags)
+}
+
+fn forget(bundle: &Path) -> Result<()> {
+    let path = bundle.join(PID_FILE);
+    match fs::remove_file(&path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::Bundle { path, source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What a program that embeds our launcher does when it is executed as [`INNER`]: becomes the command of `bundle`.
+///
+/// Returns only on an error, or with the status of the command where the bundle asks for an init.
+///
+/// # Errors
+/// To be said on standard error; the status to end with is [`Error::exit_code`].
+pub fn inner(bundle: &Path, ready: Option<i32>) -> Result<u8> {
+    // Held, and closed by the exec alone; what goes wrong before it is said there too.
+    let ready = ready
+        .map(|number| {
+            sys::namespace::inherited(number)
+                .map_err(|e| Error::step("take over", "the caller's descriptor", e.source))
+        })
+        .transpose()?;
+    let result = inside::inner(bundle);
+    if let (Err(error), Some(ready)) = (&result, ready)
+        && let Err(lost) = rustix::io::write(ready, error.to_string().as_bytes())
+    {
+        tracing::debug!(%lost, "nobody waits for the command to run");
+    }
+    result
+}
