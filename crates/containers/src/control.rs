@@ -1,0 +1,278 @@
+//! What is done to a container from outside: signals, an end, a second process, a commit.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use runtime::spec::{Process, Spec};
+use rustix::io::Errno;
+use rustix::process::{Signal, kill_process};
+use serde::{Deserialize, Serialize};
+use store::{CommitOptions, Digest, Store};
+
+use crate::container::{Config, Container, Snapshot, Status, check_name, seconds};
+use crate::watch::pid;
+use crate::{Error, Result};
+
+/// The subcommand under which a program that embeds this calls [`enter`].
+pub const ENTER: &str = "__enter";
+
+/// How often the lock of a container that is to end is looked at.
+const PATIENCE: Duration = Duration::from_millis(2);
+
+/// A signal by name (`TERM`, `SIGTERM`) or number.
+///
+/// # Errors
+/// [`Error::Unknown`].
+pub fn signal(name: &str) -> Result<Signal> {
+    let upper = name.to_ascii_uppercase();
+    let short = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let known = match short {
+        "HUP" => Some(Signal::HUP),
+        "INT" => Some(Signal::INT),
+        "QUIT" => Some(Signal::QUIT),
+        "KILL" => Some(Signal::KILL),
+        "USR1" => Some(Signal::USR1),
+        "USR2" => Some(Signal::USR2),
+        "TERM" => Some(Signal::TERM),
+        "CONT" => Some(Signal::CONT),
+        "STOP" => Some(Signal::STOP),
+        "WINCH" => Some(Signal::WINCH),
+        "ALRM" => Some(Signal::ALARM),
+        "PIPE" => Some(Signal::PIPE),
+        "ABRT" => Some(Signal::ABORT),
+        _ => short.parse().ok().and_then(Signal::from_named_raw),
+    };
+    known.ok_or_else(|| Error::Unknown {
+        kind: "signal",
+        name: name.to_owned(),
+        near: "; kill -l lists those that there are".to_owned(),
+    })
+}
+
+impl Container {
+    /// Its first process, while it runs.
+    ///
+    /// # Errors
+    /// [`Error::State`] where it does not.
+    pub fn running(&self) -> Result<u32> {
+        let pid = self.state().pid;
+        if self.status()? == Status::Running && pid != 0 {
+            return Ok(pid);
+        }
+        let (state, advice) = ("is not running", "start it first");
+        Err(Error::State { name: self.name.clone(), state, advice })
+    }
+
+    /// Sends a signal to its first process.
+    ///
+    /// # Errors
+    /// [`Error::State`] where it does not run.
+    pub fn kill(&self, signal: Signal) -> Result<()> {
+        let number = self.running()?;
+        let Some(pid) = pid(number) else { return Ok(()) };
+        match kill_process(pid, signal) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(e) => Err(Error::io("send a signal to", &self.name, e)),
+        }
+    }
+
+    /// Asks it to end, and ends it when `patience` is over. One that does not run is fine as it is.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn stop(&self, patience: Duration) -> Result<()> {
+        if self.status()? != Status::Running {
+            return Ok(());
+        }
+        let name = self.config.stop_signal.as_deref().unwrap_or("TERM");
+        self.send(signal(name)?)?;
+        if self.ended(patience)? {
+            return Ok(());
+        }
+        self.send(Signal::KILL)?;
+        if self.ended(Duration::from_secs(10))? {
+            return Ok(());
+        }
+        let (state, advice) = ("does not end, even by SIGKILL", "look at its processes");
+        Err(Error::State { name: self.name.clone(), state, advice })
+    }
+
+    fn send(&self, signal: Signal) -> Result<()> {
+        match self.kill(signal) {
+            Err(Error::State { .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn ended(&self, patience: Duration) -> Result<bool> {
+        let until = Instant::now() + patience;
+        loop {
+            match self.status() {
+                Ok(Status::Running) => {}
+                // One that removes itself takes its lock's file along.
+                Err(_) if !self.dir.exists() => return Ok(true),
+                other => return other.map(|_| true),
+            }
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+            std::thread::sleep(PATIENCE);
+        }
+    }
+
+    /// What [`enter`] is to run: with the container's own user, environment and directory, but for what `change`
+    /// changes.
+    ///
+    /// # Errors
+    /// [`Error::State`] where it does not run; [`Error::Runtime`] where its bundle can't be read.
+    pub fn process(&self, change: &Config) -> Result<Process> {
+        self.running()?;
+        let mut process = Spec::read(&self.dir)?.process;
+        process.args.clone_from(&change.args);
+        process.terminal = change.terminal;
+        process.env.extend(change.env.iter().cloned());
+        if !change.cwd.is_empty() {
+            process.cwd.clone_from(&change.cwd);
+        }
+        Ok(process)
+    }
+
+    /// Freezes its writable layer as the snapshot `name`, and goes on with an empty one on top: two renames.
+    ///
+    /// # Errors
+    /// [`Error::State`] where it runs, or has such a snapshot.
+    pub fn snapshot(&mut self, store: &Store, name: &str) -> Result<()> {
+        check_name(name)?;
+        let _lock = self.lock_stopped()?;
+        if self.config.snapshots.iter().any(|snapshot| snapshot.name == name) {
+            let (state, advice) = ("has a snapshot of this name", "choose another one");
+            return Err(Error::State { name: self.name.clone(), state, advice });
+        }
+        // A crash after the rename and before the row leaves a directory without a row and no upper layer: see `mend`.
+        let to = self.snapshot_dir(name);
+        std::fs::rename(self.upper(), &to).map_err(|e| Error::io("freeze", self.upper(), e))?;
+        let parent = self.config.current.replace(name.to_owned());
+        let snapshot = Snapshot { name: name.to_owned(), created: seconds(), parent };
+        self.config.snapshots.push(snapshot);
+        self.save(store)?;
+        self.fresh_upper(&to)
+    }
+
+    /// Goes back to how it was at the snapshot `name`; what was written since is gone.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`]; [`Error::State`] where it runs.
+    pub fn roll_back(&mut self, store: &Store, name: &str) -> Result<()> {
+        let _lock = self.lock_stopped()?;
+        if !self.config.snapshots.iter().any(|snapshot| snapshot.name == name) {
+            let names: Vec<_> = self.config.snapshots.iter().map(|s| s.name.as_str()).collect();
+            let near = match names.as_slice() {
+                [] => format!("; {} has none", self.name),
+                names => format!("; {} has {}", self.name, names.join(", ")),
+            };
+            return Err(Error::Unknown { kind: "snapshot", name: name.to_owned(), near });
+        }
+        // Where this is cut off, the layer is that of before or the snapshot's: `mend` makes the upper layer.
+        self.config.current = Some(name.to_owned());
+        let aside = self.dir.join("aside");
+        crate::tree::remove_path(&aside)?;
+        std::fs::rename(self.upper(), &aside).map_err(|e| Error::io("move", self.upper(), e))?;
+        self.save(store)?;
+        self.fresh_upper(&self.snapshot_dir(name))?;
+        crate::tree::remove_path(&aside)
+    }
+
+    fn fresh_upper(&self, like: &Path) -> Result<()> {
+        let path = self.upper();
+        std::fs::create_dir(&path).map_err(|e| Error::io("make", &path, e))?;
+        crate::tree::like_root(like, &self.dir, "upper")
+    }
+
+    /// Finishes a snapshot or a rollback that was cut off.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn mend(&self) -> Result<()> {
+        // Overlayfs leaves it where nothing was to survive a power cut, and mounts no more: but no power was cut if we
+        // are here, or the container was to be removed anyhow.
+        if self.config.remove {
+            crate::tree::remove_path(&self.dir.join("work/work"))?;
+        }
+        let upper = self.upper();
+        if upper.exists() {
+            return Ok(());
+        }
+        // Frozen, and no row says so: it is thawed.
+        let snaps = self.dir.join("snaps");
+        let entries = std::fs::read_dir(&snaps).map_err(|e| Error::io("list", &snaps, e))?;
+        for entry in entries {
+            let entry = entry.map_err(|e| Error::io("list", &snaps, e))?;
+            let known = |s: &Snapshot| *s.name == *entry.file_name();
+            if !self.config.snapshots.iter().any(known) {
+                return std::fs::rename(entry.path(), &upper)
+                    .map_err(|e| Error::io("thaw", entry.path(), e));
+            }
+        }
+        match self.config.current.as_deref() {
+            Some(name) => self.fresh_upper(&self.snapshot_dir(name)),
+            None => std::fs::create_dir(&upper).map_err(|e| Error::io("make", &upper, e)),
+        }
+    }
+
+    /// Makes an image of it: a layer of each snapshot that it stands on, and of what was written since.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn commit(&self, store: &Store, options: &CommitOptions) -> Result<Digest> {
+        let mut image = store.image(&self.image.to_string())?;
+        let layers = self.own_layers();
+        let (upper, frozen) = layers.split_at(1);
+        for layer in frozen.iter().rev() {
+            let options = CommitOptions { name: None, config: None, ..options.clone() };
+            image = store.image(&store.commit(&image, layer, &options)?.to_string())?;
+        }
+        Ok(store.commit(&image, &upper[0], options)?)
+    }
+}
+
+/// A command to run in a container.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Entry {
+    /// The first process of the container.
+    pub pid: u32,
+    /// Whether the container's root is not the machine's.
+    pub rootless: bool,
+    /// The user to be, by name or number; empty for the process's own.
+    pub user: String,
+    /// The command and all about it.
+    pub process: Process,
+}
+
+/// Runs the command of `entry` in the container whose bundle is `bundle`; its status. To be called by a process that
+/// was executed for it, with one thread.
+///
+/// # Errors
+/// [`Error::Runtime`]; also where the container does not know the user.
+pub fn enter(bundle: &Path, mut entry: Entry) -> Result<u8> {
+    let spec = Spec::read(bundle)?;
+    runtime::enter::namespaces(&spec, entry.pid, entry.rootless)?;
+    if !entry.user.is_empty() {
+        // Only now: nobody outside may look into a root that FUSE shows to its own users.
+        entry.process.user =
+            runtime::user::find(crate::tree::root(Path::new("/"))?, &entry.user)?.user;
+    }
+    Ok(runtime::enter::run(&entry.process, entry.rootless)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_have_names_and_numbers() {
+        for (name, want) in [("TERM", Signal::TERM), ("sigint", Signal::INT), ("9", Signal::KILL)] {
+            assert_eq!(signal(name).expect("a signal"), want);
+        }
+        assert!(signal("FLY").is_err());
+    }
+}

@@ -1,0 +1,281 @@
+//! Layers shown as one directory: by the kernel's overlayfs, or by our union through FUSE.
+//!
+//! Source: kernel `Documentation/filesystems/overlayfs.rst`, "Mount options"; fsopen(2), fsconfig(2). A string of
+//! fsconfig holds 255 bytes, so that a layer with a longer path goes by its descriptor's.
+
+use std::ffi::{CString, OsString};
+use std::io::Read;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
+};
+
+use crate::{Error, Result, tree};
+
+/// By which means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// The kernel's overlayfs.
+    Kernel,
+    /// Our union.
+    Fuse,
+}
+
+/// What the caller wants of the means.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Choice {
+    /// The kernel where it can do the job.
+    #[default]
+    Auto,
+    /// The kernel or nothing.
+    Kernel,
+    /// Our union.
+    Fuse,
+}
+
+/// The layers and how they are shown.
+#[derive(Debug, Clone, Default)]
+pub struct Layers {
+    /// Uppermost first.
+    pub lowers: Vec<PathBuf>,
+    /// The upper layer and its work directory; without them nothing can be changed.
+    pub upper: Option<(PathBuf, PathBuf)>,
+    /// We are not the machine's root: marks in `user.overlay.*`.
+    pub rootless: bool,
+    /// All files are shown as root's; by our union alone.
+    pub squash: bool,
+    /// Nothing written needs to survive a power cut: an end does not wait for the disk, which the kernel's overlayfs
+    /// otherwise does for all of the upper layer's file system.
+    pub volatile: bool,
+    /// What the upper layer may hold, in bytes and in inodes: for our union alone.
+    pub limit: Limit,
+}
+
+/// A limit of an upper layer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Limit {
+    /// Bytes.
+    pub size: Option<u64>,
+    /// Inodes.
+    pub inodes: Option<u64>,
+}
+
+/// Layers that are shown.
+#[derive(Debug)]
+pub struct Shown {
+    /// By which means.
+    pub backend: Backend,
+    /// Why by these, in a sentence.
+    pub why: String,
+    /// The process that serves them, which ends with the one that asked for it.
+    pub daemon: Option<Child>,
+}
+
+/// Shows `layers` at `at`; `exe` is this program, whose `mount` serves FUSE.
+///
+/// # Errors
+/// [`Error::View`] with what each means said.
+pub fn show(layers: &Layers, at: &Path, choice: Choice, exe: &Path) -> Result<Shown> {
+    let fuse = |why: String| {
+        let daemon = serve(layers, at, exe)?;
+        Ok(Shown { backend: Backend::Fuse, why, daemon: Some(daemon) })
+    };
+    if choice == Choice::Fuse {
+        return fuse("asked for".to_owned());
+    }
+    if layers.limit != Limit::default() {
+        if choice == Choice::Kernel {
+            let why = "the kernel's overlayfs has no limit of size; try --backend fuse".to_owned();
+            return Err(Error::View { at: at.to_owned(), why });
+        }
+        return fuse("a limit of size, which the kernel's overlayfs has not".to_owned());
+    }
+    match kernel(layers, at) {
+        Ok(()) => {
+            let why = if choice == Choice::Kernel { "asked for" } else { "the kernel can do it" };
+            Ok(Shown { backend: Backend::Kernel, why: why.to_owned(), daemon: None })
+        }
+        Err(e) if choice == Choice::Kernel => {
+            let why = format!("the kernel's overlayfs said: {e}; try --backend fuse");
+            Err(Error::View { at: at.to_owned(), why })
+        }
+        Err(kernel) => {
+            let why = format!("the kernel's overlayfs said: {kernel}");
+            fuse(why.clone()).map_err(|e| match e {
+                Error::View { at, why: own } => Error::View { at, why: format!("{why}; {own}") },
+                other => other,
+            })
+        }
+    }
+}
+
+fn kernel(layers: &Layers, at: &Path) -> std::result::Result<(), Errno> {
+    match by_new_calls(layers, at) {
+        Err(Errno::NOSYS | Errno::INVAL) => by_mount(layers, at),
+        other => other,
+    }
+}
+
+/// What keeps an upper layer a plain difference: no redirects, no files without data.
+///
+/// With marks in `user.*` there are neither, and the options for them are refused.
+fn plain(layers: &Layers) -> &'static [(&'static str, &'static str)] {
+    let all = &[("index", "off"), ("redirect_dir", "off"), ("metacopy", "off")];
+    if layers.rootless { &all[..1] } else { all }
+}
+
+fn by_new_calls(layers: &Layers, at: &Path) -> std::result::Result<(), Errno> {
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let mut held = Vec::new();
+    let mut add = |key: &str, path: &Path| {
+        if path.as_os_str().len() < 255 {
+            return fsconfig_set_string(&context, key, path);
+        }
+        let dir = rustix::fs::open(
+            path,
+            rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
+            rustix::fs::Mode::empty(),
+        )?;
+        let set = fsconfig_set_string(&context, key, tree::by_descriptor(&dir));
+        held.push(dir);
+        set
+    };
+    for lower in &layers.lowers {
+        add("lowerdir+", lower)?;
+    }
+    if let Some((upper, work)) = &layers.upper {
+        add("upperdir", upper)?;
+        add("workdir", work)?;
+    }
+    for (key, value) in plain(layers) {
+        fsconfig_set_string(&context, *key, *value)?;
+    }
+    if layers.rootless {
+        fsconfig_set_flag(&context, "userxattr")?;
+    }
+    if layers.volatile {
+        fsconfig_set_flag(&context, "volatile")?;
+    }
+    fsconfig_create(&context)?;
+    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(&mount, "", rustix::fs::CWD, at, flags)
+}
+
+/// For kernels before 6.7, whose layers go in one string of a page.
+fn by_mount(layers: &Layers, at: &Path) -> std::result::Result<(), Errno> {
+    let mut data = options(layers);
+    for (key, value) in plain(layers) {
+        data.push(format!(",{key}={value}"));
+    }
+    let data = CString::new(data.into_vec()).map_err(|_| Errno::INVAL)?;
+    rustix::mount::mount("overlay", at, "overlay", MountFlags::empty(), data.as_c_str())
+}
+
+/// The options that overlayfs and our `mount` have in common.
+fn options(layers: &Layers) -> OsString {
+    let mut data = OsString::from("lowerdir=");
+    for (index, lower) in layers.lowers.iter().enumerate() {
+        if index > 0 {
+            data.push(":");
+        }
+        data.push(escaped(lower));
+    }
+    if let Some((upper, work)) = &layers.upper {
+        data.push(",upperdir=");
+        data.push(escaped(upper));
+        data.push(",workdir=");
+        data.push(escaped(work));
+    }
+    if layers.rootless {
+        data.push(",userxattr");
+    }
+    if layers.volatile {
+        data.push(",volatile");
+    }
+    data
+}
+
+fn escaped(path: &Path) -> OsString {
+    let mut bytes = Vec::new();
+    for byte in path.as_os_str().as_bytes() {
+        if matches!(byte, b'\\' | b':' | b',' | b'"') {
+            bytes.push(b'\\');
+        }
+        bytes.push(*byte);
+    }
+    OsString::from_vec(bytes)
+}
+
+fn serve(layers: &Layers, at: &Path, exe: &Path) -> Result<Child> {
+    let fail = |why: String| Error::View { at: at.to_owned(), why };
+    let mut options = options(layers);
+    options.push(",redirect_dir=off");
+    for (name, limit) in [("size", layers.limit.size), ("nr_inodes", layers.limit.inodes)] {
+        if let Some(limit) = limit {
+            options.push(format!(",{name}={limit}"));
+        }
+    }
+    if layers.squash {
+        options.push(",squash_to_root");
+    }
+    let mut command = Command::new(exe);
+    command.arg0("strata").args(["mount", "--serving", "--with-parent", "-o"]).arg(options);
+    command.arg("--").arg(at).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child =
+        command.spawn().map_err(|e| fail(format!("the FUSE daemon can't be started: {e}")))?;
+    let mut said = Vec::new();
+    if let Some(mut out) = child.stdout.take() {
+        out.read_to_end(&mut said).map_err(|e| fail(format!("the FUSE daemon is lost: {e}")))?;
+    }
+    let mut complaint = String::new();
+    if said.is_empty() {
+        if let Some(mut err) = child.stderr.take() {
+            err.read_to_string(&mut complaint).map_err(|e| fail(e.to_string()))?;
+        }
+        let status = child.wait().map_err(|e| fail(e.to_string()))?;
+        let complaint = complaint.trim().trim_start_matches("strata: ");
+        return Err(fail(format!("FUSE said: {complaint} ({status})")));
+    }
+    Ok(child)
+}
+
+/// Takes away what [`show`] has shown; its daemon ends when the last user does.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn hide(at: &Path) -> Result<()> {
+    match rustix::mount::unmount(at, rustix::mount::UnmountFlags::DETACH) {
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+        Err(e) => Err(Error::io("unmount", at, e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_paths_survive_as_options() {
+        let layers = Layers {
+            lowers: vec!["/a:b".into(), "/c,d\\\"e".into()],
+            upper: Some(("/u".into(), "/w".into())),
+            rootless: true,
+            squash: false,
+            volatile: true,
+            limit: Limit::default(),
+        };
+        let parsed = mount::Options::parse(&[options(&layers)]).expect("parses").options;
+        assert_eq!(parsed.lowers, layers.lowers);
+        assert_eq!(parsed.upper.zip(parsed.work), layers.upper);
+        assert!(parsed.userxattr && parsed.volatile);
+    }
+}

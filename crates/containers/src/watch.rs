@@ -1,0 +1,266 @@
+//! The process that watches one container from its start to its end.
+//!
+//! It is this program, executed for it, in a mount namespace of its own: the layers are shown there, and are gone when
+//! it goes, however that is. It holds the container's lock all the while, passes signals on, and writes down the end.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use layer::Namespace;
+use runtime::launch::{Files, Runtime, Users};
+use runtime::spec::{INIT, Mount, Process, Root, Spec};
+use runtime::standard::{self, Choices};
+use rustix::process::{Pid, Signal, kill_process};
+use store::Store;
+use sys::signal::Signals;
+
+use crate::container::{Container, State, Volume, seconds};
+use crate::{Error, Result, tree, view};
+
+/// The subcommand under which a program that embeds this calls [`watch`].
+pub const WATCH: &str = "__watch";
+
+/// Where PATH leads in an image that does not say.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Places that every container is mounted on. An image that lacks one has it from a layer below all its own, so that
+/// no start writes to the upper layer.
+const PLACES: [(&str, bool); 9] = [
+    ("proc", true),
+    ("sys", true),
+    ("dev", true),
+    ("etc", true),
+    ("tmp", true),
+    ("etc/hosts", false),
+    ("etc/hostname", false),
+    ("etc/resolv.conf", false),
+    ("run", true),
+];
+
+/// Starts the container `id` of the store in `root` with this process's standard files, waits until it ends, and gives
+/// its status. To be called by a process that was executed for it, with one thread; `exe` is its program.
+///
+/// `ready` is a descriptor of the caller's that is closed once the command runs. An `attached` container ends with the
+/// process that started this one.
+///
+/// # Errors
+/// Whatever kept it from running, to be said on standard error.
+pub fn watch(exe: &Path, root: &Path, id: &str, ready: Option<i32>, attached: bool) -> Result<u8> {
+    let mut ready = ready
+        .map(sys::namespace::inherited)
+        .transpose()
+        .map_err(|e| Error::io("take over", "the caller's descriptor", e.source))?;
+    let result = prepare(exe, root, id, &mut ready, attached);
+    if let (Err(error), Some(ready)) = (&result, ready)
+        && let Err(lost) = rustix::io::write(ready, error.to_string().as_bytes())
+    {
+        tracing::debug!(%lost, "nobody waits for the container to start");
+    }
+    result
+}
+
+fn prepare(
+    exe: &Path,
+    root: &Path,
+    id: &str,
+    ready: &mut Option<OwnedFd>,
+    attached: bool,
+) -> Result<u8> {
+    if !attached {
+        rustix::process::setsid().map_err(|e| Error::io("start", "a session", e))?;
+    }
+    let store = Store::open(root)?;
+    let container = Container::find(&store, id)?;
+    let lock = container.lock_stopped()?;
+    container.mend()?;
+    let signals = Signals::hold_all().map_err(|e| Error::io("hold", "signals", e))?;
+    let users = Users::for_container();
+    runtime::launch::isolate(users)?;
+    if attached {
+        runtime::launch::die_with_parent()?;
+    }
+    let code = run(exe, &store, &container, &signals, ready, users != Users::Kept);
+    if code.is_err() {
+        view::hide(&container.dir.join("merged"))?;
+    }
+    if container.config.remove {
+        drop(lock);
+        container.remove(&store)?;
+        store.empty_trash()?;
+    }
+    code
+}
+
+fn run(
+    exe: &Path,
+    store: &Store,
+    container: &Container,
+    signals: &Signals,
+    ready: &mut Option<OwnedFd>,
+    rootless: bool,
+) -> Result<u8> {
+    let mut layers = container.layers(store)?;
+    layers.lowers.push(places(store)?);
+    let merged = container.dir.join("merged");
+    let shown = view::show(&layers, &merged, container.config.backend, exe)?;
+    let spec = spec(container, store, &merged, rootless)?;
+    spec.write(&container.dir)?;
+    let runtime = match &container.config.runtime {
+        Some(path) => Runtime::Other(path.clone()),
+        None => Runtime::Embedded(exe.to_owned()),
+    };
+    runtime.delete(&container.id)?;
+    let files = Files { stdin: inherit(0)?, stdout: inherit(1)?, stderr: inherit(2)? };
+    let mut child = runtime.start(&container.dir, &container.id, files, ready.as_ref())?;
+    let mut state = State {
+        started: seconds(),
+        watcher: std::process::id(),
+        backend: Some(shown.backend),
+        why: shown.why,
+        ..State::default()
+    };
+    state.pid = runtime.pid(&container.dir, &child).unwrap_or(0);
+    container.write_state(&state)?;
+    *ready = None;
+    let status = wait(&mut child, signals, &mut state, &runtime, container)?;
+    view::hide(&merged)?;
+    if let Some(mut daemon) = shown.daemon {
+        daemon.wait().map_err(|e| Error::io("wait for the daemon of", &merged, e))?;
+    }
+    state.finished = seconds();
+    state.exit_code = Some(status);
+    container.write_state(&state)?;
+    Ok(status)
+}
+
+fn inherit(number: u8) -> Result<Stdio> {
+    let dup = match number {
+        0 => std::io::stdin().as_fd().try_clone_to_owned(),
+        1 => std::io::stdout().as_fd().try_clone_to_owned(),
+        _ => std::io::stderr().as_fd().try_clone_to_owned(),
+    };
+    dup.map(Stdio::from).map_err(|e| Error::io("duplicate", "a standard file", e))
+}
+
+fn wait(
+    child: &mut Child,
+    signals: &Signals,
+    state: &mut State,
+    runtime: &Runtime,
+    container: &Container,
+) -> Result<u8> {
+    let lost = |e| Error::io("wait for", &container.dir, e);
+    loop {
+        if let Some(status) = child.try_wait().map_err(lost)? {
+            return Ok(runtime::launch::code(status));
+        }
+        let signal = signals.wait().map_err(lost)?;
+        if state.pid == 0 {
+            // Another runtime has needed a while.
+            state.pid = runtime.pid(&container.dir, child).unwrap_or(0);
+            container.write_state(state)?;
+        }
+        if sys::signal::is_child(signal) || sys::signal::is_resize(signal) {
+            continue;
+        }
+        if let (Some(pid), Some(signal)) = (pid(state.pid), Signal::from_named_raw(signal)) {
+            // It may have ended just now.
+            if let Err(e) = kill_process(pid, signal) {
+                tracing::debug!(%e, "a signal came too late");
+            }
+        }
+    }
+}
+
+pub(crate) fn pid(number: u32) -> Option<Pid> {
+    i32::try_from(number).ok().and_then(Pid::from_raw)
+}
+
+/// The layer of [`PLACES`], made on first use.
+pub(crate) fn places(store: &Store) -> Result<PathBuf> {
+    let dir = store.root().join("places");
+    if dir.join("run").is_dir() {
+        return Ok(dir);
+    }
+    for (name, directory) in PLACES {
+        let path = dir.join(name);
+        let made = if directory {
+            fs::create_dir_all(&path)
+        } else {
+            fs::File::options().create(true).append(true).open(&path).map(drop)
+        };
+        made.map_err(|e| Error::io("make", &path, e))?;
+    }
+    Ok(dir)
+}
+
+/// How it runs, from how it was asked to and what its own files say of its user.
+fn spec(container: &Container, store: &Store, merged: &Path, rootless: bool) -> Result<Spec> {
+    let config = &container.config;
+    let known = runtime::user::find(tree::root(merged)?, &config.user)?;
+    let hostname = match config.hostname.as_str() {
+        "" => container.id[..12].to_owned(),
+        name => name.to_owned(),
+    };
+    let root = Root { path: merged.to_owned(), readonly: config.read_only };
+    let in_namespace = rootless || store.namespace() == Namespace::User;
+    let choices = Choices { host_network: config.host_network, rootless: in_namespace };
+    let mut spec = standard::spec(process(container, &known, &hostname), root, hostname, choices);
+    if config.host_network {
+        for file in ["/etc/hosts", "/etc/resolv.conf"] {
+            if Path::new(file).exists() {
+                let path = PathBuf::from(file);
+                let volume = Volume { source: path.clone(), destination: path, read_only: false };
+                spec.mounts.push(bind(&volume));
+            }
+        }
+    }
+    spec.mounts.extend(config.volumes.iter().map(bind));
+    if config.init {
+        spec.annotations.insert(INIT.to_owned(), "true".to_owned());
+    }
+    Ok(spec)
+}
+
+fn bind(volume: &Volume) -> Mount {
+    let mut options = vec!["rbind".to_owned(), "rprivate".to_owned()];
+    if volume.read_only {
+        options.push("ro".to_owned());
+    }
+    Mount {
+        destination: volume.destination.clone(),
+        kind: "bind".to_owned(),
+        source: volume.source.clone(),
+        options,
+    }
+}
+
+/// The command with its environment: what every container has, then the image's and the caller's, which win.
+fn process(container: &Container, known: &runtime::user::Known, hostname: &str) -> Process {
+    let config = &container.config;
+    let mut env = vec![
+        format!("PATH={PATH}"),
+        format!("HOSTNAME={hostname}"),
+        format!("HOME={}", known.home),
+    ];
+    if config.terminal {
+        env.push("TERM=xterm".to_owned());
+    }
+    for variable in &config.env {
+        let name = variable.split('=').next().unwrap_or_default();
+        env.retain(|known| known.split('=').next() != Some(name));
+        env.push(variable.clone());
+    }
+    let cwd = if config.cwd.is_empty() { "/" } else { &config.cwd };
+    Process {
+        terminal: config.terminal,
+        user: known.user.clone(),
+        args: config.args.clone(),
+        env,
+        cwd: cwd.to_owned(),
+        capabilities: Some(standard::capabilities()),
+        no_new_privileges: false,
+    }
+}
