@@ -1,0 +1,45 @@
+//! `strata commit`: a container's changes become an image.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use containers::Container;
+use store::CommitOptions;
+
+use super::place::{Place, become_root};
+
+/// Make an image of a container: its image's layers, and one of what it changed
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  strata commit -m 'with the new configuration' web web:2")]
+pub struct Args {
+    #[command(flatten)]
+    place: Place,
+    /// Who made it
+    #[arg(short, long)]
+    author: Option<String>,
+    /// What changed
+    #[arg(short, long)]
+    message: Option<String>,
+    /// Name or id
+    container: String,
+    /// A name for the image
+    image: Option<String>,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    // First: a store opened by root among the users of containers gives files of layers to them.
+    become_root()?;
+    let store = args.place.open()?;
+    let container = Container::find(&store, &args.container)?;
+    let name = args.image.as_deref().map(str::parse::<store::Reference>).transpose()?;
+    let options = CommitOptions {
+        name: name.map(|name| name.to_string()),
+        author: args.author.clone(),
+        message: args.message.clone(),
+        created_by: Some(container.config.args.join(" ")),
+        ..CommitOptions::default()
+    };
+    let id = container.commit(&store, &options)?;
+    writeln!(std::io::stdout(), "{id}")?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,83 @@
+//! `strata exec`: one command more in a container that runs.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use containers::Container;
+use containers::container::Config;
+use containers::control::{ENTER, Entry};
+
+use super::create::variables;
+use super::place::Place;
+use super::terminal;
+
+/// Run a command in a running container
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  strata exec -it web sh")]
+pub struct Args {
+    #[command(flatten)]
+    place: Place,
+    /// Pass standard input on
+    #[arg(short, long)]
+    interactive: bool,
+    /// Have a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// Set a variable
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+    /// Start in this directory
+    #[arg(short, long, value_name = "DIR", default_value = "")]
+    workdir: String,
+    /// Be this user
+    #[arg(short, long, value_name = "USER[:GROUP]", default_value = "")]
+    user: String,
+    /// Name or id
+    container: String,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+/// Enters a container where the arguments ask for it: `ENTER BUNDLE ENTRY`.
+pub fn by_name(args: &[OsString]) -> Option<ExitCode> {
+    let [_, name, bundle, entry] = args else { return None };
+    if name != ENTER {
+        return None;
+    }
+    let entry: Entry = serde_json::from_str(entry.to_str()?).ok()?;
+    Some(match containers::control::enter(Path::new(bundle), entry) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprint!("strata: {error}\r\n");
+            ExitCode::from(match error {
+                containers::Error::Runtime(error) => error.exit_code(),
+                _ => 125,
+            })
+        }
+    })
+}
+
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let store = args.place.open()?;
+    let container = Container::find(&store, &args.container)?;
+    let change = Config {
+        args: args.command.clone(),
+        env: variables(&args.env)?,
+        cwd: args.workdir.clone(),
+        terminal: args.tty,
+        ..Config::default()
+    };
+    let entry = Entry {
+        pid: container.running()?,
+        rootless: !rustix::process::geteuid().is_root(),
+        user: args.user.clone(),
+        process: container.process(&change)?,
+    };
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("strata").arg(ENTER).arg(&container.dir).arg(serde_json::to_string(&entry)?);
+    drop(store);
+    terminal::attend(command, args.tty, args.interactive)
+}

@@ -1,0 +1,73 @@
+//! `strata inspect`: all that is known of a container or an image.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use containers::Container;
+use serde_json::{Value, json};
+use store::{Image, Store};
+
+use super::place::Place;
+
+/// Show all that is known of a container or an image, as JSON
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    place: Place,
+    /// Name or id; a container comes before an image of the same name
+    #[arg(value_name = "CONTAINER|IMAGE")]
+    name: String,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let store = args.place.open()?;
+    let container = match Container::find(&store, &args.name) {
+        Ok(container) => container,
+        Err(_) => {
+            let image = store.image(&args.name);
+            let image = image.with_context(|| format!("there is no container {:?}", args.name))?;
+            return show(&of_image(&store, &image)?);
+        }
+    };
+    let layers = container.layers(&store)?;
+    let known = json!({
+        "id": container.id,
+        "name": container.name,
+        "image": container.image,
+        "created": container.created,
+        "status": container.status()?,
+        "state": container.state(),
+        "config": container.config,
+        "upper": container.upper(),
+        "lowers": layers.lowers,
+    });
+    show(&known)
+}
+
+fn of_image(store: &Store, image: &Image) -> anyhow::Result<Value> {
+    let layers: Vec<Value> = image
+        .layers
+        .iter()
+        .map(|layer| {
+            let path = store.layer_tree(&layer.diff_id);
+            json!({ "diff_id": layer.diff_id, "bytes": layer.bytes, "entries": layer.entries, "path": path })
+        })
+        .collect();
+    Ok(json!({
+        "id": image.id,
+        "names": image.tags,
+        "chain_id": image.chain_id(),
+        "bytes": image.bytes(),
+        "layers": layers,
+        "config": serde_json::from_slice::<Value>(&image.config)?,
+        "manifest": serde_json::from_slice::<Value>(&image.manifest)?,
+    }))
+}
+
+fn show(known: &Value) -> anyhow::Result<ExitCode> {
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, known)?;
+    writeln!(out)?;
+    Ok(ExitCode::SUCCESS)
+}

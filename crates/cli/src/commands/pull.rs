@@ -1,0 +1,127 @@
+//! `strata pull`: brings images into the store.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use anyhow::Context as _;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use serde::Serialize;
+use store::{Digest, Progress, PullOptions, Store};
+
+use crate::context::{Context, note, on_terminal, out, short};
+use crate::transport::Place;
+
+/// Pull images into the store
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  strata pull nginx:1.27\n  strata pull oci:layout:latest docker-archive:image.tar\n\nA pull that was ended goes on where it stopped."
+)]
+pub struct Args {
+    #[command(flatten)]
+    context: Context,
+    /// NAME, docker://HOST/NAME, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME]
+    #[arg(required = true, value_name = "REF")]
+    images: Vec<String>,
+    /// Print only the ids
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Serialize)]
+struct Pulled {
+    name: Option<String>,
+    id: Digest,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let context = &args.context;
+    let store = context.store()?;
+    let mut all = Vec::new();
+    for text in &args.images {
+        all.extend(from(&store, text, context, args.quiet)?);
+    }
+    if context.json {
+        return context.print(&all, |_| String::new());
+    }
+    for pulled in &all {
+        out(format!("{}\n", pulled.id).as_bytes())?;
+    }
+    Ok(())
+}
+
+fn from(store: &Store, text: &str, context: &Context, quiet: bool) -> anyhow::Result<Vec<Pulled>> {
+    let mut all = Vec::new();
+    for (source, name) in Place::parse(text)?.images(|| context.client())? {
+        let name = name.map(|name| name.to_string());
+        let bars = Bars::new(quiet || context.json);
+        let options = PullOptions::default();
+        let id = store.pull(&*source, name.as_deref(), &bars, &options);
+        bars.clear();
+        let id = id.with_context(|| format!("{text} can't be pulled"))?;
+        all.push(Pulled { name, id });
+    }
+    Ok(all)
+}
+
+/// Loads what a file has, as `strata load` does.
+pub fn load(
+    store: &Store,
+    text: &str,
+    context: &Context,
+) -> anyhow::Result<Vec<(Option<String>, Digest)>> {
+    Ok(from(store, text, context, true)?.into_iter().map(|p| (p.name, p.id)).collect())
+}
+
+/// A bar a layer on a terminal, a line a layer elsewhere.
+struct Bars {
+    bars: Option<MultiProgress>,
+    lines: bool,
+    layers: Mutex<HashMap<Digest, ProgressBar>>,
+}
+
+impl Bars {
+    fn new(quiet: bool) -> Self {
+        let terminal = on_terminal();
+        let bars = (terminal && !quiet).then(MultiProgress::new);
+        Self { bars, lines: !terminal && !quiet, layers: Mutex::default() }
+    }
+
+    fn clear(&self) {
+        if let Some(bars) = &self.bars
+            && let Err(error) = bars.clear()
+        {
+            tracing::debug!(%error, "the bars stay on the terminal");
+        }
+    }
+}
+
+impl Progress for Bars {
+    fn layer(&self, digest: &Digest, size: u64) {
+        let (Some(bars), Ok(mut layers)) = (&self.bars, self.layers.lock()) else { return };
+        let style = "{prefix} {bar:30} {bytes:>10} of {total_bytes} {bytes_per_sec}";
+        let style =
+            ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = bars.add(ProgressBar::new(size).with_style(style).with_prefix(short(digest)));
+        layers.insert(*digest, bar);
+    }
+
+    fn bytes(&self, digest: &Digest, count: u64) {
+        if let Ok(layers) = self.layers.lock()
+            && let Some(bar) = layers.get(digest)
+        {
+            bar.inc(count);
+        }
+    }
+
+    fn done(&self, digest: &Digest, known: bool) {
+        if self.lines {
+            let state = if known { "is there already" } else { "done" };
+            note(&format!("{} {state}", short(digest)));
+        }
+        if let Ok(layers) = self.layers.lock()
+            && let Some(bar) = layers.get(digest)
+        {
+            bar.finish();
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! `strata stop` and `strata kill`: ends containers.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use containers::Container;
+
+use super::place::Place;
+
+/// Ask containers to end, and end them if they don't
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    place: Place,
+    /// Seconds that they have
+    #[arg(short, long, default_value = "10", value_name = "SECONDS")]
+    time: u64,
+    /// Names or ids
+    #[arg(required = true)]
+    containers: Vec<String>,
+}
+
+/// Send a signal to the first process of containers
+#[derive(Debug, clap::Args)]
+pub struct KillArgs {
+    #[command(flatten)]
+    place: Place,
+    /// By name or number
+    #[arg(short, long, default_value = "KILL")]
+    signal: String,
+    /// Names or ids
+    #[arg(required = true)]
+    containers: Vec<String>,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let store = args.place.open()?;
+    for name in &args.containers {
+        Container::find(&store, name)?.stop(Duration::from_secs(args.time))?;
+        writeln!(std::io::stdout(), "{name}")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn kill(args: &KillArgs) -> anyhow::Result<ExitCode> {
+    let store = args.place.open()?;
+    let signal = containers::control::signal(&args.signal)?;
+    for name in &args.containers {
+        Container::find(&store, name)?.kill(signal)?;
+        writeln!(std::io::stdout(), "{name}")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

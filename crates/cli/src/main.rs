@@ -1,0 +1,141 @@
+//! `strata`: one file per subcommand under `commands`.
+
+mod commands;
+mod context;
+mod transport;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Layered file storage for containers.
+#[derive(Debug, Parser)]
+#[command(name = "strata", version, about, arg_required_else_help = true)]
+enum Strata {
+    Pull(commands::pull::Args),
+    Images(commands::images::Args),
+    Rmi(commands::rmi::Args),
+    Tag(commands::tag::Args),
+    History(commands::history::Args),
+    Layers(commands::layers::Args),
+    Push(commands::push::Args),
+    Save(commands::save::Args),
+    Load(commands::load::Args),
+    Df(commands::df::Args),
+    #[command(visible_alias = "prune")]
+    Gc(commands::gc::Args),
+    Check(commands::check::Args),
+    Completions(commands::completions::Args),
+    Man(commands::man::Args),
+    Commit(commands::commit::Args),
+    Cp(commands::cp::Args),
+    Create(commands::create::Args),
+    Demo(commands::demo::Args),
+    Diff(commands::diff::Args),
+    Exec(commands::exec::Args),
+    Export(commands::export::Args),
+    Info(commands::info::Args),
+    Inspect(commands::inspect::Args),
+    Kill(commands::stop::KillArgs),
+    Logs(commands::logs::Args),
+    Mount(commands::mount::Args),
+    Ps(commands::ps::Args),
+    Rename(commands::rm::RenameArgs),
+    Rm(commands::rm::Args),
+    Rollback(commands::snapshot::RollbackArgs),
+    Run(commands::run::Args),
+    Snapshot(commands::snapshot::Args),
+    Start(commands::start::Args),
+    Stop(commands::stop::Args),
+    Try(commands::try_::Args),
+}
+
+/// What this program is executed for by itself.
+fn by_name(args: &[OsString]) -> Option<ExitCode> {
+    let stages = [
+        commands::launch::by_name,
+        commands::start::by_name,
+        commands::exec::by_name,
+        commands::try_::by_name,
+    ];
+    stages.into_iter().find_map(|stage| stage(args))
+}
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    if let Some(code) = by_name(&args) {
+        return code;
+    }
+    let parsed = match commands::mount::by_name(&args) {
+        Some(Ok(args)) => Strata::parse_from(args),
+        Some(Err(code)) => return code,
+        None => Strata::parse_from(args),
+    };
+    let result = match parsed {
+        Strata::Pull(args) => commands::pull::run(&args).map(|()| ExitCode::SUCCESS),
+        Strata::Images(args) => commands::images::run(&args).map(|()| ExitCode::SUCCESS),
+        Strata::Rmi(args) => commands::rmi::run(&args).map(|()| ExitCode::SUCCESS),
+        Strata::Tag(args) => commands::tag::run(&args).map(|()| ExitCode::SUCCESS),
+        Strata::History(args) => commands::history::run(&args).map(|()| ExitCode::SUCCESS),
+        Strata::Layers(args) => commands::layers::run(&args).map(|()| ExitCode::SUCCESS),
+        Strata::Push(args) => commands::push::run(&args).map(|()| ExitCode::SUCCESS),
+        Strata::Save(args) => commands::save::run(&args).map(|()| ExitCode::SUCCESS),
+        Strata::Load(args) => commands::load::run(&args).map(|()| ExitCode::SUCCESS),
+        Strata::Df(args) => commands::df::run(&args).map(|()| ExitCode::SUCCESS),
+        Strata::Gc(args) => commands::gc::run(&args).map(|()| ExitCode::SUCCESS),
+        Strata::Check(args) => commands::check::run(&args).map(|()| ExitCode::SUCCESS),
+        Strata::Completions(args) => commands::completions::run(&args).map(|()| ExitCode::SUCCESS),
+        Strata::Man(args) => commands::man::run(&args).map(|()| ExitCode::SUCCESS),
+        Strata::Commit(args) => commands::commit::run(&args),
+        Strata::Cp(args) => commands::cp::run(&args),
+        Strata::Create(args) => commands::create::run(&args),
+        Strata::Demo(args) => commands::demo::run(&args),
+        Strata::Diff(args) => commands::diff::run(&args),
+        Strata::Exec(args) => commands::exec::run(&args),
+        Strata::Export(args) => commands::export::run(&args),
+        Strata::Info(args) => commands::info::run(&args).map(|()| ExitCode::SUCCESS),
+        Strata::Inspect(args) => commands::inspect::run(&args),
+        Strata::Kill(args) => commands::stop::kill(&args),
+        Strata::Logs(args) => commands::logs::run(&args),
+        Strata::Mount(args) => commands::mount::run(&args).map(|()| ExitCode::SUCCESS),
+        Strata::Ps(args) => commands::ps::run(&args),
+        Strata::Rename(args) => commands::rm::rename(&args),
+        Strata::Rm(args) => commands::rm::run(&args),
+        Strata::Rollback(args) => commands::snapshot::rollback(&args),
+        Strata::Run(args) => commands::run::run(&args),
+        Strata::Snapshot(args) => commands::snapshot::run(&args),
+        Strata::Start(args) => commands::start::run(&args),
+        Strata::Stop(args) => commands::stop::run(&args),
+        Strata::Try(args) => commands::try_::run(&args),
+    };
+    match result {
+        Ok(code) => code,
+        // Whoever read the output has heard enough.
+        Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("strata: {}", sentence(&e));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error with its reasons, each said once: some say their own reason already.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for reason in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&reason) {
+            text = format!("{text}: {reason}");
+        }
+    }
+    text
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|reason| {
+        let io = reason.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        let json =
+            reason.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind);
+        io.or(json) == Some(std::io::ErrorKind::BrokenPipe)
+    })
+}
