@@ -1,0 +1,129 @@
+//! `strata-bench`: the same work on the kernel's overlayfs, on fuse-overlayfs and on Strata, in turn, round after round.
+//!
+//! Reading order: [`scene`] (the layers, on a tmpfs of their own), [`subject`] (who is measured), [`row`] (what is
+//! measured), [`report`] (medians, ratios, JSON), [`page`] (the page and the plot in docs/).
+
+mod page;
+mod report;
+mod row;
+mod scene;
+mod subject;
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, bail};
+use clap::Parser;
+
+use report::Report;
+use row::{ROWS, Scale};
+use scene::Scene;
+use subject::Subject;
+
+/// Measure Strata beside the kernel's overlayfs and fuse-overlayfs, as root.
+#[derive(Debug, Parser)]
+#[command(after_help = "Example:\n  cargo run --release -p strata-bench -- --page docs")]
+struct Args {
+    /// How many times everything is measured
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// A little of everything, once: shows that it works, and no figures to trust
+    #[arg(long)]
+    quick: bool,
+    /// Only the rows whose name has this in it
+    #[arg(long)]
+    only: Option<String>,
+    /// Layers in this directory, and not on a tmpfs
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Write the figures to this file, as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Name what is slower than in these figures, by more than both spreads
+    #[arg(long)]
+    against: Option<PathBuf>,
+    /// Write performance.md and performance.svg into this directory
+    #[arg(long)]
+    page: Option<PathBuf>,
+    /// The peer to measure
+    #[arg(long, default_value = "fuse-overlayfs")]
+    fuse_overlayfs: PathBuf,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("strata-bench: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("it mounts file systems and drops caches: run it as root");
+    }
+    let (scale, rounds) =
+        if args.quick { (Scale::QUICK, 1) } else { (Scale::FULL, args.rounds.max(1)) };
+    let subjects = subjects(args)?;
+    let scene = Scene::new(args.dir.as_deref(), &scale).context("making the layers")?;
+    let rows: Vec<_> = ROWS
+        .iter()
+        .filter(|row| args.only.as_ref().is_none_or(|only| row.name.contains(only.as_str())))
+        .collect();
+    let mut report = Report::new(&subjects, rounds);
+    for round in 0..rounds {
+        eprintln!("round {} of {rounds}", round + 1);
+        for row in &rows {
+            for turn in 0..subjects.len() {
+                // Another one first each time, so that none always follows the same.
+                let subject = &subjects[(turn + round) % subjects.len()];
+                let value = scene
+                    .measure(subject, row, &scale)
+                    .with_context(|| format!("{} on {}", row.name, subject.name))?;
+                report.add(row, subject, value);
+            }
+        }
+    }
+    scene.check_layers()?;
+    print!("{report}");
+    if let Some(path) = &args.json {
+        std::fs::write(path, report.json()?)
+            .with_context(|| format!("writing {}", path.display()))?;
+    }
+    if let Some(dir) = &args.page {
+        page::write(&report, dir)?;
+    }
+    if let Some(path) = &args.against {
+        let text = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+        for line in report.slower_than(&serde_json::from_slice(&text)?) {
+            println!("{line}");
+        }
+    }
+    Ok(())
+}
+
+/// Everyone who is there. Strata is built first where cargo runs us.
+fn subjects(args: &Args) -> anyhow::Result<Vec<Subject>> {
+    let own = std::env::current_exe()?.with_file_name("strata");
+    if let Some(cargo) = std::env::var_os("CARGO") {
+        let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
+        let built = Command::new(cargo)
+            .args(["build", "--quiet", "--locked", "--package", "strata", "--profile", profile])
+            .status()?;
+        if !built.success() {
+            bail!("strata could not be built");
+        }
+    }
+    if !own.exists() {
+        bail!("{} is not there: cargo build --release -p strata", own.display());
+    }
+    let mut subjects = vec![Subject::kernel()];
+    match Subject::fuse_overlayfs(&args.fuse_overlayfs) {
+        Some(subject) => subjects.push(subject),
+        None => println!("SKIPPED: {} is not installed", args.fuse_overlayfs.display()),
+    }
+    subjects.push(Subject::strata(own));
+    Ok(subjects)
+}

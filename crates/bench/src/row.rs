@@ -1,0 +1,309 @@
+//! What is measured: each row does its work in a fresh mount and says how much of it went through in a second.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use crate::scene::run;
+
+/// How much work a row is.
+#[derive(Debug, Clone, Copy)]
+pub struct Scale {
+    /// Directories of the lower layers.
+    pub dirs: usize,
+    /// Files in each of them.
+    pub files: usize,
+    /// MiB of the big file.
+    pub big_mib: usize,
+    /// Operations of the rows that have no tree to walk.
+    pub ops: usize,
+}
+
+impl Scale {
+    /// For figures.
+    pub const FULL: Self = Self { dirs: 200, files: 60, big_mib: 256, ops: 3000 };
+    /// To see that everything works.
+    pub const QUICK: Self = Self { dirs: 10, files: 12, big_mib: 8, ops: 100 };
+}
+
+/// What a row is handed.
+#[derive(Debug)]
+pub struct Work<'a> {
+    /// The mounted union.
+    pub merged: &'a Path,
+    /// An archive to unpack, outside the union.
+    pub archive: &'a Path,
+    /// How much.
+    pub scale: &'a Scale,
+}
+
+/// One line of the report.
+#[derive(Debug)]
+pub struct Row {
+    /// As the report calls it.
+    pub name: &'static str,
+    /// What its value counts, a second: more is better.
+    pub unit: &'static str,
+    /// Does the work; the value.
+    pub run: fn(&Work) -> anyhow::Result<f64>,
+}
+
+/// All rows, in the order of the report.
+pub const ROWS: &[Row] = &[
+    Row { name: "stat, cold", unit: "files/s", run: stat_cold },
+    Row { name: "stat, warm", unit: "files/s", run: stat_warm },
+    Row { name: "names that are absent", unit: "lookups/s", run: absent },
+    Row { name: "list directories", unit: "entries/s", run: list },
+    Row { name: "find", unit: "entries/s", run: find },
+    Row { name: "open, read, close: lower", unit: "files/s", run: read_small },
+    Row { name: "open, read, close: upper", unit: "files/s", run: read_small_upper },
+    Row { name: "create", unit: "files/s", run: create },
+    Row { name: "rename", unit: "files/s", run: rename },
+    Row { name: "unlink", unit: "files/s", run: unlink },
+    Row { name: "unlink: lower", unit: "files/s", run: unlink_lower },
+    Row { name: "copy-up, 4 KiB", unit: "files/s", run: copy_up },
+    Row { name: "copy-up, big file", unit: "MiB/s", run: copy_up_big },
+    Row { name: "read: lower", unit: "MiB/s", run: read_big },
+    Row { name: "read: upper", unit: "MiB/s", run: read_big_upper },
+    Row { name: "read 4 KiB at random: upper", unit: "reads/s", run: read_random },
+    Row { name: "write", unit: "MiB/s", run: write_big },
+    Row { name: "untar", unit: "files/s", run: untar },
+    Row { name: "rm -r", unit: "files/s", run: remove_tree },
+];
+
+fn per_second(count: usize, begun: Instant) -> f64 {
+    count as f64 / begun.elapsed().as_secs_f64()
+}
+
+impl Work<'_> {
+    fn lower_files(&self) -> Vec<PathBuf> {
+        let tree = self.merged.join("tree");
+        let files = self.scale.files;
+        (0..self.scale.dirs)
+            .flat_map(|d| (0..files).map(move |f| (d, f)))
+            .map(|(d, f)| tree.join(format!("d{d}/f{f}")))
+            .collect()
+    }
+
+    /// As many as `ops`, spread over all directories.
+    fn some_lower_files(&self) -> Vec<PathBuf> {
+        let all = self.lower_files();
+        let step = (all.len() / self.scale.ops).max(1);
+        all.into_iter().step_by(step).take(self.scale.ops).collect()
+    }
+
+    /// Files of the upper layer, a hundred a directory.
+    fn made(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let paths = self.to_make()?;
+        for path in &paths {
+            fs::write(path, [b'z'; 1024])?;
+        }
+        Ok(paths)
+    }
+
+    fn to_make(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let mut paths = Vec::with_capacity(self.scale.ops);
+        for n in 0..self.scale.ops {
+            let dir = self.merged.join(format!("new{}", n / 100));
+            if n % 100 == 0 {
+                fs::create_dir(&dir)?;
+            }
+            paths.push(dir.join(format!("n{n}")));
+        }
+        Ok(paths)
+    }
+
+    fn big_upper(&self) -> anyhow::Result<PathBuf> {
+        let path = self.merged.join("big-upper");
+        fs::copy(self.merged.join("big"), &path)?;
+        Ok(path)
+    }
+}
+
+fn stat_all(paths: &[PathBuf]) -> anyhow::Result<f64> {
+    let begun = Instant::now();
+    for path in paths {
+        fs::symlink_metadata(path)?;
+    }
+    Ok(per_second(paths.len(), begun))
+}
+
+fn stat_cold(work: &Work) -> anyhow::Result<f64> {
+    stat_all(&work.lower_files())
+}
+
+fn stat_warm(work: &Work) -> anyhow::Result<f64> {
+    let paths = work.lower_files();
+    stat_all(&paths)?;
+    stat_all(&paths)
+}
+
+fn absent(work: &Work) -> anyhow::Result<f64> {
+    let paths: Vec<_> =
+        work.lower_files().iter().map(|path| path.with_extension("absent")).collect();
+    let begun = Instant::now();
+    for path in &paths {
+        anyhow::ensure!(!path.exists(), "{} is there", path.display());
+    }
+    Ok(per_second(paths.len(), begun))
+}
+
+fn list(work: &Work) -> anyhow::Result<f64> {
+    let begun = Instant::now();
+    let mut count = 0;
+    for dir in fs::read_dir(work.merged.join("tree"))? {
+        for entry in fs::read_dir(dir?.path())? {
+            entry?;
+            count += 1;
+        }
+    }
+    anyhow::ensure!(count == work.scale.dirs * work.scale.files, "{count} entries are listed");
+    Ok(per_second(count, begun))
+}
+
+fn find(work: &Work) -> anyhow::Result<f64> {
+    let begun = Instant::now();
+    let tree = work.merged.join("tree");
+    let sizes = Command::new("find").arg(tree).args(["-printf", "%s\n"]).output()?;
+    anyhow::ensure!(sizes.status.success(), "find failed");
+    let count = sizes.stdout.iter().filter(|b| **b == b'\n').count();
+    Ok(per_second(count, begun))
+}
+
+fn read_all(paths: &[PathBuf]) -> anyhow::Result<f64> {
+    let mut buffer = [0; 8192];
+    let begun = Instant::now();
+    for path in paths {
+        let mut file = File::open(path)?;
+        while file.read(&mut buffer)? > 0 {}
+    }
+    Ok(per_second(paths.len(), begun))
+}
+
+fn read_small(work: &Work) -> anyhow::Result<f64> {
+    read_all(&work.some_lower_files())
+}
+
+fn read_small_upper(work: &Work) -> anyhow::Result<f64> {
+    read_all(&work.made()?)
+}
+
+fn create(work: &Work) -> anyhow::Result<f64> {
+    let paths = work.to_make()?;
+    let begun = Instant::now();
+    for path in &paths {
+        fs::write(path, [b'z'; 1024])?;
+    }
+    Ok(per_second(paths.len(), begun))
+}
+
+fn rename(work: &Work) -> anyhow::Result<f64> {
+    let paths = work.made()?;
+    let begun = Instant::now();
+    for path in &paths {
+        fs::rename(path, path.with_extension("renamed"))?;
+    }
+    Ok(per_second(paths.len(), begun))
+}
+
+fn remove_all(paths: &[PathBuf]) -> anyhow::Result<f64> {
+    let begun = Instant::now();
+    for path in paths {
+        fs::remove_file(path)?;
+    }
+    Ok(per_second(paths.len(), begun))
+}
+
+fn unlink(work: &Work) -> anyhow::Result<f64> {
+    remove_all(&work.made()?)
+}
+
+fn unlink_lower(work: &Work) -> anyhow::Result<f64> {
+    remove_all(&work.some_lower_files())
+}
+
+fn copy_up(work: &Work) -> anyhow::Result<f64> {
+    let paths = work.some_lower_files();
+    let begun = Instant::now();
+    for path in &paths {
+        OpenOptions::new().append(true).open(path)?.write_all(b"more")?;
+    }
+    Ok(per_second(paths.len(), begun))
+}
+
+fn copy_up_big(work: &Work) -> anyhow::Result<f64> {
+    let begun = Instant::now();
+    OpenOptions::new().append(true).open(work.merged.join("big"))?.write_all(b"more")?;
+    Ok(per_second(work.scale.big_mib, begun))
+}
+
+fn read_to_end(path: &Path, mib: usize) -> anyhow::Result<f64> {
+    let mut buffer = vec![0; 1 << 20];
+    let begun = Instant::now();
+    let mut file = File::open(path)?;
+    let mut total = 0;
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            n => total += n,
+        }
+    }
+    anyhow::ensure!(total == mib << 20, "{total} bytes were read");
+    Ok(per_second(mib, begun))
+}
+
+fn read_big(work: &Work) -> anyhow::Result<f64> {
+    read_to_end(&work.merged.join("big"), work.scale.big_mib)
+}
+
+fn read_big_upper(work: &Work) -> anyhow::Result<f64> {
+    read_to_end(&work.big_upper()?, work.scale.big_mib)
+}
+
+fn read_random(work: &Work) -> anyhow::Result<f64> {
+    let mut file = File::open(work.big_upper()?)?;
+    let blocks = (work.scale.big_mib << 20) / 4096;
+    let mut buffer = [0; 4096];
+    let count = work.scale.ops * 4;
+    // Any order that is always the same.
+    let mut at = 1;
+    let begun = Instant::now();
+    for _ in 0..count {
+        at = (at * 48_271) % 2_147_483_647;
+        file.seek(SeekFrom::Start((at % blocks) as u64 * 4096))?;
+        file.read_exact(&mut buffer)?;
+    }
+    Ok(per_second(count, begun))
+}
+
+fn write_big(work: &Work) -> anyhow::Result<f64> {
+    let block = vec![7; 1 << 20];
+    let begun = Instant::now();
+    let mut file = File::create(work.merged.join("written"))?;
+    for _ in 0..work.scale.big_mib {
+        file.write_all(&block)?;
+    }
+    drop(file);
+    Ok(per_second(work.scale.big_mib, begun))
+}
+
+fn unpack(work: &Work) -> anyhow::Result<usize> {
+    let mut tar = Command::new("tar");
+    tar.arg("-xf").arg(work.archive).arg("-C").arg(work.merged).stdin(Stdio::null());
+    run(&mut tar)?;
+    Ok(work.scale.dirs.min(60) * work.scale.files)
+}
+
+fn untar(work: &Work) -> anyhow::Result<f64> {
+    let begun = Instant::now();
+    Ok(per_second(unpack(work)?, begun))
+}
+
+fn remove_tree(work: &Work) -> anyhow::Result<f64> {
+    let count = unpack(work)?;
+    let begun = Instant::now();
+    fs::remove_dir_all(work.merged.join("src"))?;
+    Ok(per_second(count, begun))
+}
