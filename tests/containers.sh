@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# Containers from real images: nginx:1 comes from a local registry, serves a page over loopback, is edited, told apart,
+# committed, run again, frozen and taken back, with each backend; two containers don't see each other; a kill -9 of
+# Strata leaves everything as it was; 121 layers run like one; podman loads what was committed, and has the same tree.
+. "$(dirname "$0")/lib.sh"
+need podman skopeo docker-registry curl jq
+images nginx:1 many:120 busybox:1
+strata_binary
+scratch ext4 8G
+export STRATA_ROOT=$D/store
+registry_at=127.0.0.1:5947
+mkdir -p "$D/registry"
+cat >"$D/registry.yml" <<T
+version: 0.1
+storage: {filesystem: {rootdirectory: $D/registry}}
+http: {addr: $registry_at}
+log: {level: error, accesslog: {disabled: true}}
+T
+docker-registry serve "$D/registry.yml" >"$D/registry.log" 2>&1 &
+registry=$!
+also_at_end() {
+  local id
+  for id in $(strata ps -aq 2>/dev/null); do strata rm -f "$id" >/dev/null 2>&1; done
+  kill "$registry" 2>/dev/null
+}
+for _ in $(seq 100); do curl -sf "http://$registry_at/v2/" >/dev/null && break; sleep 0.1; done
+for image in nginx:1 many:120 busybox:1; do
+  skopeo copy -q --dest-tls-verify=false "oci:$CORPUS/oci/$image" "docker://$registry_at/$image"
+  strata pull "$registry_at/$image" >/dev/null
+done
+strata check
+nginx=$registry_at/nginx:1 busybox=$registry_at/busybox:1
+expect() { [ "$1" = "$2" ] || fail "$3: $1 (not $2)"; }
+page() { local _; for _ in $(seq 100); do curl -fsS --max-time 10 "http://127.0.0.1:$port/page.html" 2>/dev/null && return; sleep 0.1; done; return 1; }
+# The image sets worker_processes twice, and listens on a port that may be taken.
+prepare="sed -i '/^worker_processes/d' /etc/nginx/nginx.conf; sed -i 's/listen 8080/listen 127.0.0.1:PORT/' /etc/nginx/conf.d/app.conf
+  rm -f /etc/nginx/sites-enabled/default; echo first >/usr/share/nginx/html/page.html; exec nginx -g 'daemon off;'"
+
+for backend in kernel fuse; do
+  port=$((21000 + $$ % 20000)); [ "$backend" = kernel ] || port=$((port + 1))
+  strata run -d --backend "$backend" --name "web-$backend" "$nginx" sh -c "${prepare/PORT/$port}" >/dev/null
+  expect "$(page)" first "the page by the $backend backend"
+  strata ps | grep -q "web-$backend" || fail 'ps does not show the container'
+  strata exec "web-$backend" sh -c 'echo second >/usr/share/nginx/html/page.html; rm -r /usr/share/nginx/html/old; rm /srv/state/kept'
+  expect "$(page)" second 'the edited page'
+  strata diff "web-$backend" >"$D/diff"
+  for line in 'A /usr/share/nginx/html/page.html' 'C /etc/nginx/nginx.conf' 'D /usr/share/nginx/html/old' 'D /srv/state/kept'; do
+    grep -qx "$line" "$D/diff" || { cat "$D/diff"; fail "diff lacks $line"; }
+  done
+  strata stop "web-$backend" >/dev/null
+  strata commit "web-$backend" "localhost/web-$backend:2" >/dev/null
+  strata run -d --backend "$backend" --name "next-$backend" "localhost/web-$backend:2" nginx -g 'daemon off;' >/dev/null
+  expect "$(page)" second 'the page of the committed image'
+  strata exec "next-$backend" sh -c 'test ! -e /srv/state/kept && test ! -e /usr/share/nginx/html/old'
+  strata rm -f "next-$backend" >/dev/null
+
+  # Frozen, spoilt, taken back.
+  strata snapshot "web-$backend" good >/dev/null
+  strata start "web-$backend" >/dev/null
+  expect "$(page)" first 'the page after a start, which writes it'
+  strata exec "web-$backend" sh -c 'rm -r /etc/nginx/conf.d; echo third >/usr/share/nginx/html/third'
+  strata stop "web-$backend" >/dev/null
+  strata rollback "web-$backend" good >/dev/null
+  strata diff "web-$backend" >"$D/diff.back"
+  ! grep -qE 'third|D /etc/nginx/conf.d$' "$D/diff.back" || fail 'the rollback left something'
+  strata rm "web-$backend" >/dev/null
+
+  # kill -9 of what watches the container: what it wrote and synced is there, and it starts again.
+  strata run -d --backend "$backend" --name "killed-$backend" "$busybox" sh -c 'echo kept >/root/kept; sync; sleep 1000' >/dev/null
+  for _ in $(seq 100); do [ "$(strata exec "killed-$backend" cat /root/kept 2>/dev/null)" = kept ] && break; sleep 0.1; done
+  for process in /proc/[0-9]*; do
+    [[ $(readlink "$process/exe" 2>/dev/null) == */strata ]] || continue
+    tr '\0' ' ' <"$process/environ" 2>/dev/null | grep -qF "STRATA_ROOT=$D/store" && kill -9 "${process#/proc/}" 2>/dev/null
+  done
+  for _ in $(seq 100); do strata ps | grep -q "killed-$backend" || break; sleep 0.1; done
+  ! strata ps | grep -q "killed-$backend" || fail 'ps shows a container that was killed'
+  strata start "killed-$backend" >/dev/null
+  for _ in $(seq 100); do [ "$(strata exec "killed-$backend" cat /root/kept 2>/dev/null)" = kept ] && break; sleep 0.1; done
+  expect "$(strata exec "killed-$backend" cat /root/kept)" kept 'what was written before the kill'
+  strata rm -f "killed-$backend" >/dev/null
+  echo "$backend: served, edited, committed, taken back, killed and started again"
+done
+
+# Two containers of one image.
+strata run --name one "$busybox" sh -c 'echo one >/root/x; rm /bin/vi'
+strata run --rm "$busybox" sh -c 'test ! -e /root/x && test -e /bin/vi'
+strata rm one >/dev/null
+
+# Status, standard streams, many layers.
+status=0; strata run --rm "$busybox" sh -c 'exit 7' || status=$?
+expect "$status" 7 'the status of the command'
+expect "$(echo in | strata run --rm -i "$busybox" cat)" in 'standard input'
+expect "$(strata run --rm "$registry_at/many:120" cat /layers/top)" 120 'the top of 121 layers'
+expect "$(strata run --rm --backend fuse "$registry_at/many:120" sh -c 'wc -l </layers/log')" 120 'the log of 121 layers'
+
+# Out to podman: the tree that the container had.
+strata save --format docker-archive -o "$D/saved.tar" localhost/web-fuse:2
+mkdir -p "$D/m"
+strata mount -o "lowerdir=$(strata layers --json localhost/web-fuse:2 | jq -r '[.[].path] | join(":")')" "$D/m"
+whole_tree "$D/m" | sed 's/ nl=[0-9]*//' >"$D/ours"
+unmount "$D/m"
+P() { podman --root "$D/graph" --runroot "$D/runroot" --storage-driver overlay "$@"; }
+P load -q -i "$D/saved.tar" >/dev/null
+view=$(P image mount localhost/web-fuse:2)
+whole_tree "$view" | sed 's/ nl=[0-9]*//' >"$D/theirs"
+P image umount localhost/web-fuse:2 >/dev/null
+diff "$D/theirs" "$D/ours" >"$D/diff" || { head -n 20 "$D/diff"; fail 'podman has another tree of the committed image'; }
+echo "committed and loaded by podman: $(wc -l <"$D/ours") paths equal"
+
+# Nothing is left.
+strata rmi localhost/web-kernel:2 localhost/web-fuse:2 "$nginx" "$busybox" "$registry_at/many:120" >/dev/null
+strata check
+expect "$(strata df --json | jq .layers)" 0 'layers that are left'
+[ -z "$(strata ps -aq)" ] || fail 'containers are left'

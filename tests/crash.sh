@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# kill -9 of the daemon while files are copied up, made, renamed and removed: the upper layer mounts again, each file is
+# old or new and nothing between, and what was synced before is there.
+. "$(dirname "$0")/lib.sh"
+need setfattr
+strata_binary
+scratch ext4
+mkdir -p "$D/l"
+for i in $(seq 100); do head -c $((i * 20000 + 17)) /dev/urandom >"$D/l/f$i"; done
+before=$(tree "$D/l")
+
+# Changes files until the mount is gone, noting each change that was acknowledged.
+work() {
+  cd "$D/m" || return
+  for i in $(seq 100); do
+    echo "one $round" | dd of="f$i" oflag=append conv=notrunc,fsync status=none || return
+    echo "changed $i" >&3
+    { echo "made $round" | dd of="n$i" conv=fsync status=none && mv "n$i" "made$i" && sync -f .; } || return
+    echo "made $i" >&3
+    if [ $((i % 5)) = 0 ]; then { rm "f$((i - 1))" && sync -f .; } || return; echo "removed $((i - 1))" >&3; fi
+  done
+}
+
+for round in $(seq 12); do
+  rm -rf "$D/u" "$D/w"
+  union
+  process=$(daemon "$D/m") || fail 'the daemon is not found'
+  (work) 3>"$D/log" 2>/dev/null &
+  worker=$!
+  sleep "$(awk -v r="$round" 'BEGIN {print 0.03 * r * r % 1.3}')"
+  kill -9 "$process"
+  wait "$worker" || :
+  umount -l "$D/m"
+  for _ in $(seq 100); do daemon "$D/m" >/dev/null || break; sleep 0.05; done
+  union
+  for i in $(seq 100); do
+    removed=$(grep -cx "removed $i" "$D/log" || :)
+    changed=$(grep -cx "changed $i" "$D/log" || :)
+    made=$(grep -cx "made $i" "$D/log" || :)
+    if [ -e "$D/m/f$i" ]; then
+      [ "$removed" = 0 ] || fail "round $round: f$i is back"
+      if ! cmp -s "$D/l/f$i" "$D/m/f$i"; then
+        cmp -s <(cat "$D/l/f$i"; echo "one $round") "$D/m/f$i" || fail "round $round: f$i is neither old nor new"
+      else
+        [ "$changed" = 0 ] || fail "round $round: what was synced to f$i is lost"
+      fi
+    else
+      # Its removal may have been done and not acknowledged, as the last thing.
+      [ "$removed" = 1 ] || grep -qx "made $((i + 1))" "$D/log" || fail "round $round: f$i is gone"
+    fi
+    [ "$made" = 0 ] || [ "$(cat "$D/m/made$i")" = "made $round" ] || fail "round $round: made$i is lost"
+  done
+  unmount "$D/m"
+  left=$(find "$D/w" -mindepth 2 | wc -l)
+  [ "$left" = 0 ] || fail "round $round: $left things are left in the work directory"
+  echo "round $round: killed after $(wc -l <"$D/log") acknowledged changes"
+  [ "$before" = "$(tree "$D/l")" ] || fail 'the lower layer changed'
+done

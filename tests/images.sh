@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# The store with its neighbours: images of podman by way of Debian's docker-registry, skopeo and archives, there and back.
+# Where the corpus has been built (STRATA_CORPUS, or the cache), nginx:1 and edge:1 are unpacked to what umoci gives, link
+# counts aside, which an overlay can't lower.
+. "$(dirname "$0")/lib.sh"
+need podman skopeo umoci docker-registry curl jq python3
+strata_binary
+scratch ext4 8G
+export STRATA_ROOT=$D/store
+export CONTAINERS_STORAGE_CONF=$D/storage.conf
+cat >"$CONTAINERS_STORAGE_CONF" <<T
+[storage]
+driver = "overlay"
+graphroot = "$D/graph"
+runroot = "$D/run"
+T
+mkdir -p "$D"/registry "$D"/root/{etc,d/sub}
+cat >"$D/registry.yml" <<T
+version: 0.1
+storage: {filesystem: {rootdirectory: $D/registry}, delete: {enabled: true}}
+http: {addr: 127.0.0.1:5939}
+log: {level: error, accesslog: {disabled: true}}
+T
+docker-registry serve "$D/registry.yml" >"$D/registry.log" 2>&1 &
+registry=$!
+also_at_end() { kill "$registry"; }
+for _ in $(seq 100); do curl -sf http://127.0.0.1:5939/v2/ >/dev/null && break; sleep 0.1; done
+at=127.0.0.1:5939
+
+# An image of two layers.
+echo one >"$D/root/etc/one"; echo gone >"$D/root/etc/gone"; ln "$D/root/etc/one" "$D/root/d/link"
+ln -s /etc/one "$D/root/d/sub/soft"; chmod 4755 "$D/root/etc/one"
+setfattr -n user.k -v v "$D/root/etc/one"
+tar -C "$D/root" --xattrs -c . | podman import -q - base >/dev/null
+c=$(buildah from base); m=$(buildah mount "$c")
+rm "$m/etc/gone"; echo two >"$m/etc/two"; rm -r "$m/d/sub"; mkdir "$m/d/sub"
+buildah commit -q "$c" two >/dev/null; buildah rm "$c" >/dev/null
+podman push -q --tls-verify=false two "$at/team/two:1"
+
+strata pull "$at/team/two:1" >"$D/id"
+strata pull "docker://$at/team/two:1" >/dev/null 2>"$D/err"
+grep -q 'is there already' "$D/err" || fail 'a second pull fetched again'
+strata check
+merged() { # IMAGE: its tree, by the kernel's overlayfs and by Strata
+  local layers; layers=$(strata layers --json "$1" | jq -r '[.[].path] | join(":")')
+  mkdir -p "$D/m"
+  [ "$(tr -cd : <<<"$layers" | wc -c)" = 0 ] || { mount -t overlay overlay -o "lowerdir=$layers" "$D/m"; tree "$D/m" >"$D/by-kernel"; umount "$D/m"; }
+  strata mount -o "lowerdir=$layers" "$D/m"; tree "$D/m" >"$D/by-strata"
+  python3 "$ROOT/../shared/corpus/tree.py" "$D/m" | sed 's/ nl=[0-9]*//' >"$D/merged" 2>/dev/null || true
+  umount "$D/m"
+  diff "$D/by-kernel" "$D/by-strata" || fail "$1: the kernel and Strata show other trees"
+}
+merged "$at/team/two:1"
+grep -q etc/two "$D/by-strata" && ! grep -q etc/gone "$D/by-strata" || fail 'the tree is not that of the image'
+
+# To a registry, and back by others.
+strata tag "$at/team/two:1" "$at/other/name:2"
+strata push "$at/other/name:2" >"$D/pushed"
+skopeo inspect --tls-verify=false "docker://$at/other/name:2" | jq -e '.Layers | length == 2' >/dev/null
+[ "$(skopeo inspect --raw --tls-verify=false "docker://$at/other/name:2" | sha256sum | cut -d' ' -f1)" = "$(sed 's/sha256://' "$D/pushed")" ] || fail 'the manifest is another'
+# As archives, by others.
+for format in docker-archive oci-archive; do
+  strata save --format "$format" -o "$D/$format.tar" "$at/team/two:1"
+  skopeo inspect "$format:$D/$format.tar" >/dev/null
+  podman load -q -i "$D/$format.tar" >/dev/null
+  STRATA_ROOT=$D/$format strata load -i "$D/$format.tar" >/dev/null
+  [ "$(STRATA_ROOT=$D/$format strata images -q)" = "$(cat "$D/id")" ] || fail "$format: another id"
+done
+# Blobs that the registry has not: the layers are compressed anew.
+STRATA_ROOT=$D/docker-archive strata push "$at/team/two:1" "$at/third/new:1" 2>"$D/err"
+grep -q '2 layers sent' "$D/err" || fail "push said: $(cat "$D/err")"
+STRATA_ROOT=$D/second strata pull "$at/third/new:1" >"$D/id2"
+cmp "$D/id" "$D/id2" || fail 'the image has another id after a push'
+podman save -q --format oci-archive -o "$D/podman.tar" two
+STRATA_ROOT=$D/back strata pull "oci-archive:$D/podman.tar" >/dev/null
+skopeo copy -q --src-tls-verify=false "docker://$at/team/two:1" "oci:$D/layout:two"
+STRATA_ROOT=$D/back strata pull "oci:$D/layout:two" >/dev/null
+STRATA_ROOT=$D/back strata check
+
+# Mistakes are told.
+strata pull "$at/team/none:1" 2>"$D/err" && fail 'an image that is not there was pulled'
+grep -q 'has no' "$D/err" || fail "said: $(cat "$D/err")"
+strata rmi "$at/team/tow:1" 2>"$D/err" && fail 'an image that is not there was removed'
+grep -q 'did you mean' "$D/err" || fail "said: $(cat "$D/err")"
+strata rmi "$at/team/two:1" "$at/other/name:2"
+[ "$(strata df --json | jq .layers)" = 0 ] || fail 'layers are left'
+[ -z "$(ls "$STRATA_ROOT"/{layers,staging,partial,trash})" ] || [ "$(find "$STRATA_ROOT"/{layers,staging,partial,trash} -mindepth 1 | wc -l)" = 0 ] || fail 'something is left'
+
+corpus=${STRATA_CORPUS:-${XDG_CACHE_HOME:-$HOME/.cache}/strata-ci/corpus}
+for image in nginx:1 edge:1; do
+  if [ ! -d "$corpus/oci/${image%:*}" ] || [ ! -f "$ROOT/../shared/corpus/tree.py" ]; then
+    echo "without $image: the corpus is not built here (shared/corpus/make-corpus.sh)"
+    continue
+  fi
+  strata pull "oci:$corpus/oci/$image" >/dev/null
+  merged "localhost/$image"
+  umoci unpack --image "$corpus/oci/$image" "$D/umoci" >/dev/null 2>&1
+  python3 "$ROOT/../shared/corpus/tree.py" "$D/umoci/rootfs" | sed 's/ nl=[0-9]*//' >"$D/by-umoci"
+  diff "$D/by-umoci" "$D/merged" | head -n 10
+  cmp "$D/by-umoci" "$D/merged" || fail "$image: other than umoci's tree"
+  echo "$image: $(wc -l <"$D/merged") lines equal"
+  rm -rf "$D/umoci"
+done
+strata check

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Installs what the tests need on Debian, as root, and builds the images that they run on. What is there already is left
+# as it is.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/strata-ci
+tools=$cache/tools
+export DEBIAN_FRONTEND=noninteractive
+packages=(acl attr buildah crun curl dbench docker-registry e2fsprogs fuse-overlayfs fuse3 jq libcap2-bin mmdebstrap
+  openssl podman python3 skopeo stress-ng uidmap umoci util-linux)
+
+# again COMMAND…: three times, since mirrors fail at times.
+again() {
+  local try
+  for try in 1 2 3; do
+    "$@" && return
+    echo "attempt $try failed: $*" >&2
+    sleep $((try * 10))
+  done
+  return 1
+}
+
+missing=()
+for package in "${packages[@]}"; do
+  dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+  again apt-get update -q
+  again apt-get install -qy --no-install-recommends "${missing[@]}"
+fi
+
+# Third-party file-system tests.
+for crate in pjdfstest@0.2.2 fsx@0.3.2; do
+  [ -x "$tools/bin/${crate%@*}" ] || again cargo install -q --locked --root "$tools" "$crate"
+done
+
+# A package to install inside an image.
+mkdir -p "$cache/deb"
+if ! compgen -G "$cache/deb/hello_*.deb" >/dev/null; then
+  (cd "$cache/deb" && { apt-get download -q hello || { again apt-get update -q && again apt-get download -q hello; }; })
+fi
+
+# Real images, made from Debian packages by the script of the shared corpus, where it is.
+make=$root/../shared/corpus/make-corpus.sh
+[ -e "$make" ] || { echo "no corpus script beside the checkout: no images are made"; exit 0; }
+have() { # NAME:TAG
+  jq -e --arg t "${1#*:}" 'any(.manifests[]; .annotations["org.opencontainers.image.ref.name"] == $t)' \
+    "$cache/corpus/oci/${1%:*}/index.json" >/dev/null 2>&1
+}
+for image in debian:bookworm busybox:1 nginx:1 edge:1 many:120; do
+  have "$image" || again env OUT="$cache/corpus" bash "$make" "$image"
+done
