@@ -107,12 +107,9 @@ pub(crate) struct Job<'j> {
     pub stopped: &'j (dyn Fn() -> bool + Sync),
 }
 
-/// The first thing that went wrong; what follows from it is not told.
-type First = Mutex<Option<Error>>;
-
-fn fail(first: &First, error: Error) {
-    first.lock().get_or_insert(error);
-}
+/// How much of a blob is still fetched after a stage behind has refused what came, to tell a blob that
+/// was damaged on its way from a layer that is bad: bytes.
+const AFTER_A_REFUSAL: u64 = 16 << 20;
 
 /// A layer that was unpacked, and its blob as far as it was kept.
 pub(crate) struct Unpacked {
@@ -126,37 +123,35 @@ pub(crate) struct Unpacked {
 /// # Errors
 /// The source's; [`Error::Mismatch`]; [`Error::BadLayer`]; [`Error::Stopped`].
 pub(crate) fn run(job: &Job<'_>) -> Result<Unpacked> {
-    let (first, pool) = (First::default(), Pool::default());
+    let pool = Pool::default();
     let (blob_to, blob_from) = sync_channel(QUEUE);
     let (tar_to, tar_from) = sync_channel(QUEUE);
     let (hash_to, hash_from) = sync_channel::<Arc<Vec<u8>>>(QUEUE);
-    let (applied, found, partial) = thread::scope(|scope| {
-        let fetching = scope.spawn(|| match fetch(job, &pool, blob_to) {
-            Ok(partial) => partial,
-            Err(e) => {
-                fail(&first, e);
-                None
-            }
-        });
-        scope.spawn(|| {
+    let (fetched, inflated, found, applied) = thread::scope(|scope| {
+        let fetching = scope.spawn(|| fetch(job, &pool, blob_to));
+        let inflating = scope.spawn(|| {
             let blob = Chunks::new(blob_from, &pool);
-            if let Err(e) = inflate(job, blob, &pool, &[tar_to, hash_to]) {
-                fail(&first, e);
-            }
+            inflate(job, blob, &pool, &[tar_to, hash_to])
         });
         let hashing = scope.spawn(|| digest(hash_from, &pool));
         let applied = unpack(job, Chunks::new(tar_from, &pool));
-        (applied, hashing.join(), fetching.join())
+        (fetching.join(), inflating.join(), hashing.join(), applied)
     });
-    let found = found.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    let partial = partial.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    match (first.into_inner(), applied) {
-        (Some(error), _) | (None, Err(error)) => Err(error),
-        (None, Ok(_)) if found != job.diff_id => {
-            Err(Error::Mismatch { what: "layer", expected: job.diff_id, found: found.to_string() })
-        }
-        (None, Ok(applied)) => Ok(Unpacked { applied, partial }),
+    // In the order of the stages: what goes wrong in one follows from what went wrong before it.
+    let partial = joined(fetched)?;
+    joined(inflated)?;
+    let found = joined(found);
+    let applied = applied?;
+    if found != job.diff_id {
+        let found = found.to_string();
+        return Err(Error::Mismatch { what: "layer", expected: job.diff_id, found });
     }
+    Ok(Unpacked { applied, partial })
+}
+
+/// What a thread gave; its panic goes on in this one.
+fn joined<T>(thread: thread::Result<T>) -> T {
+    thread.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Unpacks a tar into the layer's directory `to`, in which is an empty `fs`.
@@ -239,6 +234,7 @@ fn fetch(job: &Job<'_>, pool: &Pool, to: SyncSender<Arc<Vec<u8>>>) -> Result<Opt
     let mut partial = if job.source.is_local() { None } else { Partial::open(job)? };
     let mut hash = Sha256::new();
     let mut at = 0;
+    let mut to = Some(to);
     if let Some(partial) = &partial {
         let file = partial.file.try_clone().at(&partial.path, "reading the partial download")?;
         let mut known = file.take(size);
@@ -249,9 +245,10 @@ fn fetch(job: &Job<'_>, pool: &Pool, to: SyncSender<Arc<Vec<u8>>>) -> Result<Opt
             at += got as u64;
             hash.update(&chunk);
             job.progress.bytes(&job.blob.digest, got as u64);
-            if got == 0 || to.send(Arc::new(chunk)).is_err() {
+            if got == 0 {
                 break;
             }
+            send(&mut to, chunk);
         }
     }
     let mut retries = 0;
@@ -274,7 +271,10 @@ fn fetch(job: &Job<'_>, pool: &Pool, to: SyncSender<Arc<Vec<u8>>>) -> Result<Opt
                 partial.file.write_all(&chunk).at(&partial.path, "keeping the download")?;
             }
             job.progress.bytes(&job.blob.digest, got as u64);
-            if got > 0 && to.send(Arc::new(chunk)).is_err() {
+            if got > 0 {
+                send(&mut to, chunk);
+            }
+            if to.is_none() && size - at > AFTER_A_REFUSAL {
                 // Whoever reads has ended, and says why.
                 return Ok(partial);
             }
@@ -304,6 +304,13 @@ fn fetch(job: &Job<'_>, pool: &Pool, to: SyncSender<Arc<Vec<u8>>>) -> Result<Opt
         partial.remove()?;
     }
     Err(mismatch(job, found.to_string()))
+}
+
+/// Sends a chunk to the stage behind, until that has ended.
+fn send(to: &mut Option<SyncSender<Arc<Vec<u8>>>>, chunk: Vec<u8>) {
+    if to.as_ref().is_some_and(|behind| behind.send(Arc::new(chunk)).is_err()) {
+        *to = None;
+    }
 }
 
 fn mismatch(job: &Job<'_>, found: String) -> Error {
