@@ -267,6 +267,41 @@ fn what_runs_can_be_entered_and_ended_and_the_truth_is_told() {
 }
 
 #[test]
+fn a_container_whose_daemon_dies_ends_and_starts_again_with_its_data() {
+    let Some(scene) = Scene::new() else { return };
+    let waits = ["run", "-d", "--backend", "fuse", "--name", "box", "base", "sleep", "600"];
+    scene.good(&waits);
+    scene.good(&["exec", "box", "sh", "-c", "echo kept > /kept"]);
+    let known = |key: &str| -> serde_json::Value {
+        let text = scene.good(&["inspect", "box"]);
+        serde_json::from_str::<serde_json::Value>(&text).expect("JSON")["state"][key].clone()
+    };
+    let watcher = known("watcher");
+    let children = format!("/proc/{watcher}/task/{watcher}/children");
+    let children = fs::read_to_string(children).expect("the watcher runs");
+    let serves = |pid: &&str| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains("--serving")
+    };
+    let daemon = children.split_whitespace().find(serves).expect("a daemon");
+    assert!(Command::new("kill").args(["-9", daemon]).status().expect("kill").success());
+    scene.wait("box", "exited");
+    assert_eq!(known("exit_code"), 137);
+    let why = known("why");
+    assert!(why.as_str().expect("text").contains("daemon that showed them has died"), "{why}");
+    scene.good(&["start", "box"]);
+    assert_eq!(scene.good(&["exec", "box", "cat", "/kept"]), "kept\n");
+    scene.good(&["rm", "-f", "box"]);
+    // One that was to go at its end, and whose watcher was killed, goes with the next collection.
+    scene.good(&["run", "-d", "--rm", "--name", "box", "base", "sleep", "600"]);
+    let watcher = known("watcher").to_string();
+    assert!(Command::new("kill").args(["-9", &watcher]).status().expect("kill").success());
+    scene.wait("box", "exited");
+    assert!(scene.good(&["gc"]).contains("1 containers that a crash has left"));
+    assert!(scene.directories().is_empty());
+}
+
+#[test]
 fn files_are_copied_in_and_out_of_what_runs_and_what_does_not() {
     let Some(scene) = Scene::new() else { return };
     let at = |path: &str| scene.temp.path().join(path);

@@ -8,6 +8,7 @@
 //! merged/        where the layers are shown, seen by the process that watches alone
 //! lock           held by that process: a container runs while it is
 //! state.json     what became of it
+//! started        there once it has run
 //! log            what it wrote, when nobody was attached
 //! config.json    the bundle of its last start
 //! ```
@@ -175,15 +176,10 @@ impl Container {
             None => add_named(store, &id, image, &state)?,
         };
         let dir = store.writable_dir(&id);
-        for sub in ["merged", "snaps"] {
-            let path = dir.join(sub);
-            fs::create_dir(&path).map_err(|e| Error::io("make", &path, e))?;
-        }
-        if let Some(lowest_shown) = store.lower_dirs(image).first() {
-            crate::tree::like_root(lowest_shown, &dir, "upper")?;
-        }
         let created = seconds();
-        Ok(Self { id, name: named, image: image.id, created, config, dir })
+        let container = Self { id, name: named, image: image.id, created, config, dir };
+        container.furnish(&store.lower_dirs(image))?;
+        Ok(container)
     }
 
     /// Finds a container by its name, its id, or the start of that.
@@ -215,6 +211,9 @@ impl Container {
     }
 
     /// What became of it; that of one that never ran where there is nothing.
+    ///
+    /// It is written whole, but not durably: where a power cut took it, the file that [`Container::note_start`] has left
+    /// still tells that it ran.
     pub fn state(&self) -> State {
         let text = fs::read(self.dir.join("state.json")).unwrap_or_default();
         serde_json::from_slice(&text).unwrap_or_default()
@@ -228,6 +227,16 @@ impl Container {
         fs::rename(&staged, &path).map_err(|e| Error::io("write", &path, e))
     }
 
+    /// Leaves word on disk, once, that it has run; one that is to go at its end needs none.
+    pub(crate) fn note_start(&self) -> Result<()> {
+        let path = self.dir.join("started");
+        if self.config.remove || path.exists() {
+            return Ok(());
+        }
+        File::create(&path).map_err(|e| Error::io("make", &path, e))?;
+        crate::snapshots::sync(&self.dir)
+    }
+
     /// What it is doing: it runs while somebody holds its lock, which the kernel takes from who dies.
     ///
     /// # Errors
@@ -236,7 +245,8 @@ impl Container {
         if self.lock()?.is_none() {
             return Ok(Status::Running);
         }
-        Ok(if self.state().started == 0 { Status::Created } else { Status::Exited })
+        let started = self.state().started != 0 || self.dir.join("started").exists();
+        Ok(if started { Status::Exited } else { Status::Created })
     }
 
     /// Takes the lock that a running container's watcher holds; none where it is held.
@@ -321,6 +331,7 @@ impl Container {
     /// # Errors
     /// Those of [`changes::list`].
     pub fn changes(&self, store: &Store) -> Result<Vec<Changed>> {
+        self.settle(store)?;
         let image = store.image(&self.image.to_string())?;
         changes::list(&self.own_layers(), &store.lower_dirs(&image), store.namespace())
     }
@@ -332,6 +343,23 @@ impl Container {
     pub fn remove(self, store: &Store) -> Result<()> {
         let _lock = self.lock_stopped()?;
         Ok(store.remove_container(&self.id)?)
+    }
+
+    /// Removes those that were to go at their end and have ended without it: their watcher was killed, or the power
+    /// was cut. How many.
+    ///
+    /// # Errors
+    /// As [`Container::list`] and [`Container::remove`].
+    pub fn remove_left(store: &Store) -> Result<u64> {
+        let mut removed = 0;
+        for container in Self::list(store)? {
+            // One that has not started yet is about to.
+            if container.config.remove && container.status()? == Status::Exited {
+                container.remove(store)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
     }
 
     /// Gives it another name.

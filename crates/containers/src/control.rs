@@ -9,7 +9,7 @@ use rustix::process::{Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use store::{CommitOptions, Digest, Store};
 
-use crate::container::{Config, Container, Snapshot, Status, check_name, seconds};
+use crate::container::{Config, Container, Status};
 use crate::watch::pid;
 use crate::{Error, Result};
 
@@ -137,93 +137,12 @@ impl Container {
         Ok(process)
     }
 
-    /// Freezes its writable layer as the snapshot `name`, and goes on with an empty one on top: two renames.
-    ///
-    /// # Errors
-    /// [`Error::State`] where it runs, or has such a snapshot.
-    pub fn snapshot(&mut self, store: &Store, name: &str) -> Result<()> {
-        check_name(name)?;
-        let _lock = self.lock_stopped()?;
-        if self.config.snapshots.iter().any(|snapshot| snapshot.name == name) {
-            let (state, advice) = ("has a snapshot of this name", "choose another one");
-            return Err(Error::State { name: self.name.clone(), state, advice });
-        }
-        // A crash after the rename and before the row leaves a directory without a row and no upper layer: see `mend`.
-        let to = self.snapshot_dir(name);
-        std::fs::rename(self.upper(), &to).map_err(|e| Error::io("freeze", self.upper(), e))?;
-        let parent = self.config.current.replace(name.to_owned());
-        let snapshot = Snapshot { name: name.to_owned(), created: seconds(), parent };
-        self.config.snapshots.push(snapshot);
-        self.save(store)?;
-        self.fresh_upper(&to)
-    }
-
-    /// Goes back to how it was at the snapshot `name`; what was written since is gone.
-    ///
-    /// # Errors
-    /// [`Error::Unknown`]; [`Error::State`] where it runs.
-    pub fn roll_back(&mut self, store: &Store, name: &str) -> Result<()> {
-        let _lock = self.lock_stopped()?;
-        if !self.config.snapshots.iter().any(|snapshot| snapshot.name == name) {
-            let names: Vec<_> = self.config.snapshots.iter().map(|s| s.name.as_str()).collect();
-            let near = match names.as_slice() {
-                [] => format!("; {} has none", self.name),
-                names => format!("; {} has {}", self.name, names.join(", ")),
-            };
-            return Err(Error::Unknown { kind: "snapshot", name: name.to_owned(), near });
-        }
-        // Where this is cut off, the layer is that of before or the snapshot's: `mend` makes the upper layer.
-        self.config.current = Some(name.to_owned());
-        let aside = self.dir.join("aside");
-        crate::tree::remove_path(&aside)?;
-        std::fs::rename(self.upper(), &aside).map_err(|e| Error::io("move", self.upper(), e))?;
-        self.save(store)?;
-        self.fresh_upper(&self.snapshot_dir(name))?;
-        crate::tree::remove_path(&aside)
-    }
-
-    fn fresh_upper(&self, like: &Path) -> Result<()> {
-        let path = self.upper();
-        std::fs::create_dir(&path).map_err(|e| Error::io("make", &path, e))?;
-        crate::tree::like_root(like, &self.dir, "upper")
-    }
-
-    /// Finishes a snapshot or a rollback that was cut off.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn mend(&self) -> Result<()> {
-        // Overlayfs leaves it where nothing was to survive a power cut, and mounts no more: but no power was cut if we
-        // are here, or the container was to be removed anyhow.
-        if self.config.remove {
-            crate::tree::remove_path(&self.dir.join("work/work"))?;
-        }
-        let upper = self.upper();
-        if upper.exists() {
-            return Ok(());
-        }
-        // Frozen, and no row says so: it is thawed.
-        let snaps = self.dir.join("snaps");
-        let entries = std::fs::read_dir(&snaps).map_err(|e| Error::io("list", &snaps, e))?;
-        for entry in entries {
-            let entry = entry.map_err(|e| Error::io("list", &snaps, e))?;
-            let known = |s: &Snapshot| *s.name == *entry.file_name();
-            if !self.config.snapshots.iter().any(known) {
-                return std::fs::rename(entry.path(), &upper)
-                    .map_err(|e| Error::io("thaw", entry.path(), e));
-            }
-        }
-        match self.config.current.as_deref() {
-            Some(name) => self.fresh_upper(&self.snapshot_dir(name)),
-            None => std::fs::create_dir(&upper).map_err(|e| Error::io("make", &upper, e)),
-        }
-    }
-
     /// Makes an image of it: a layer of each snapshot that it stands on, and of what was written since.
     ///
     /// # Errors
     /// [`Error::Store`].
     pub fn commit(&self, store: &Store, options: &CommitOptions) -> Result<Digest> {
+        self.settle(store)?;
         let mut image = store.image(&self.image.to_string())?;
         let layers = self.own_layers();
         let (upper, frozen) = layers.split_at(1);

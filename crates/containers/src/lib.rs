@@ -1,9 +1,10 @@
 //! Writable layers over images: create, mount, diff, commit, roll back.
 //!
 //! Reading order: [`changes`] (what an upper layer says), [`tree`] (copies of what is in one), [`view`] (layers shown
-//! as one directory, by the kernel or by FUSE), [`container`] (what one is, and its snapshots), [`watch`] (the process
-//! that starts one and sees it end), [`control`] (what is done to one from outside), [`transfer`] (its files from outside), [`attempt`] (`strata try`: a command over this machine, caught in a
-//! layer) with [`apply`].
+//! as one directory, by the kernel or by FUSE), [`container`] (what one is), [`snapshots`] (its writable layer frozen,
+//! taken back, and mended after a crash), [`watch`] (the process that starts one and sees it end), [`control`] (what is
+//! done to one from outside), [`transfer`] (its files from outside), [`attempt`] (`strata try`: a command over this
+//! machine, caught in a layer) with [`apply`].
 
 pub mod apply;
 pub mod attempt;
@@ -12,6 +13,7 @@ pub mod container;
 pub mod control;
 pub mod error;
 pub mod sample;
+pub mod snapshots;
 pub mod transfer;
 pub mod tree;
 pub mod view;

@@ -41,7 +41,7 @@ impl Container {
             return Ok(Opened { root: tree::root(&merged)?, namespace, shown: None });
         }
         let lock = self.lock_stopped()?;
-        self.mend()?;
+        self.mend(store)?;
         let layers = self.layers(store)?;
         runtime::launch::isolate(Users::for_container())?;
         let shown = view::show(&layers, &merged, self.config.backend, exe)?;

@@ -12,6 +12,7 @@ use layer::Namespace;
 use runtime::launch::{Files, Runtime, Users};
 use runtime::spec::{INIT, Mount, Process, Root, Spec};
 use runtime::standard::{self, Choices};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use store::Store;
 use sys::signal::Signals;
@@ -74,7 +75,7 @@ fn prepare(
     let store = Store::open(root)?;
     let container = Container::find(&store, id)?;
     let lock = container.lock_stopped()?;
-    container.mend()?;
+    container.mend(&store)?;
     let signals = Signals::hold_all().map_err(|e| Error::io("hold", "signals", e))?;
     let users = Users::for_container();
     runtime::launch::isolate(users)?;
@@ -103,8 +104,9 @@ fn run(
 ) -> Result<u8> {
     let mut layers = container.layers(store)?;
     layers.lowers.push(places(store)?);
+    container.note_start()?;
     let merged = container.dir.join("merged");
-    let shown = view::show(&layers, &merged, container.config.backend, exe)?;
+    let mut shown = view::show(&layers, &merged, container.config.backend, exe)?;
     let spec = spec(container, store, &merged, rootless)?;
     spec.write(&container.dir)?;
     let runtime = match &container.config.runtime {
@@ -124,7 +126,8 @@ fn run(
     state.pid = runtime.pid(&container.dir, &child).unwrap_or(0);
     container.write_state(&state)?;
     *ready = None;
-    let status = wait(&mut child, signals, &mut state, &runtime, container)?;
+    let daemon = shown.daemon.as_mut();
+    let status = wait(&mut child, daemon, signals, &mut state, &runtime, container)?;
     view::hide(&merged)?;
     if let Some(mut daemon) = shown.daemon {
         daemon.wait().map_err(|e| Error::io("wait for the daemon of", &merged, e))?;
@@ -146,6 +149,7 @@ fn inherit(number: u8) -> Result<Stdio> {
 
 fn wait(
     child: &mut Child,
+    mut daemon: Option<&mut Child>,
     signals: &Signals,
     state: &mut State,
     runtime: &Runtime,
@@ -155,6 +159,22 @@ fn wait(
     loop {
         if let Some(status) = child.try_wait().map_err(lost)? {
             return Ok(runtime::launch::code(status));
+        }
+        // Without its files a container can only fail: it ends now, and can be started again.
+        let dead = daemon.as_deref_mut().map(Child::try_wait).transpose().map_err(lost)?.flatten();
+        if let Some(status) = dead {
+            state.why = format!("{}; the daemon that showed them has died ({status})", state.why);
+            daemon = None;
+            if state.pid == 0 {
+                state.pid = runtime.pid(&container.dir, child).unwrap_or(0);
+            }
+            if let Some(pid) = pid(state.pid) {
+                match kill_process(pid, Signal::KILL) {
+                    Ok(()) | Err(Errno::SRCH) => {}
+                    Err(e) => return Err(Error::io("end", &container.name, e)),
+                }
+            }
+            continue;
         }
         let signal = signals.wait().map_err(lost)?;
         if state.pid == 0 {

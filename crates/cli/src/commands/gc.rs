@@ -2,7 +2,7 @@
 
 use crate::context::{Context, size};
 
-/// Remove images without a name, and layers that no image has
+/// Remove images without a name, layers that no image has, and what a crash has left
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -11,12 +11,19 @@ pub struct Args {
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let context = &args.context;
-    let freed = context.store()?.collect()?;
-    let told =
-        serde_json::json!({ "images": freed.images, "layers": freed.layers, "bytes": freed.bytes });
+    let store = context.store()?;
+    let containers = containers::Container::remove_left(&store)?;
+    let freed = store.collect()?;
+    let told = serde_json::json!({
+        "containers": containers, "images": freed.images, "layers": freed.layers, "bytes": freed.bytes
+    });
     context.print(&told, |_| {
+        let left = match containers {
+            0 => String::new(),
+            count => format!("{count} containers that a crash has left, "),
+        };
         format!(
-            "{} images and {} layers removed, {} freed\n",
+            "{left}{} images and {} layers removed, {} freed\n",
             freed.images,
             freed.layers,
             size(freed.bytes)

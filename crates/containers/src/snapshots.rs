@@ -1,0 +1,157 @@
+//! A container's writable layer: frozen, taken back, and made whole after a crash in between.
+//!
+//! Both are renames in the container's directory, around one write of its row. Whatever of that a `kill -9` or a power
+//! cut has kept, [`Container::mend`] makes the state of before or the one that was asked for; one that was acknowledged
+//! stays.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use store::Store;
+
+use crate::container::{Container, Snapshot, check_name, seconds};
+use crate::{Error, Result, tree};
+
+/// Where a writable layer lies that a rollback takes away, and behind it the snapshot that it stood on.
+const ASIDE: &str = "aside";
+
+impl Container {
+    /// Freezes its writable layer as the snapshot `name`, and goes on with an empty one on top: two renames.
+    ///
+    /// # Errors
+    /// [`Error::State`] where it runs, or has such a snapshot.
+    pub fn snapshot(&mut self, store: &Store, name: &str) -> Result<()> {
+        check_name(name)?;
+        let _lock = self.lock_stopped()?;
+        self.mend(store)?;
+        if self.config.snapshots.iter().any(|snapshot| snapshot.name == name) {
+            let (state, advice) = ("has a snapshot of this name", "choose another one");
+            return Err(Error::State { name: self.name.clone(), state, advice });
+        }
+        let to = self.snapshot_dir(name);
+        fs::rename(self.upper(), &to).map_err(|e| Error::io("freeze", self.upper(), e))?;
+        sync(&self.dir.join("snaps"))?;
+        sync(&self.dir)?;
+        let parent = self.config.current.replace(name.to_owned());
+        let snapshot = Snapshot { name: name.to_owned(), created: seconds(), parent };
+        self.config.snapshots.push(snapshot);
+        self.save(store)?;
+        self.fresh_upper(&to)
+    }
+
+    /// Goes back to how it was at the snapshot `name`; what was written since is gone.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`]; [`Error::State`] where it runs.
+    pub fn roll_back(&mut self, store: &Store, name: &str) -> Result<()> {
+        let _lock = self.lock_stopped()?;
+        self.mend(store)?;
+        if !self.config.snapshots.iter().any(|snapshot| snapshot.name == name) {
+            let names: Vec<_> = self.config.snapshots.iter().map(|s| s.name.as_str()).collect();
+            let near = match names.as_slice() {
+                [] => format!("; {} has none", self.name),
+                names => format!("; {} has {}", self.name, names.join(", ")),
+            };
+            return Err(Error::Unknown { kind: "snapshot", name: name.to_owned(), near });
+        }
+        let aside = self.aside();
+        tree::remove_path(&aside)?;
+        fs::rename(self.upper(), &aside).map_err(|e| Error::io("move", self.upper(), e))?;
+        sync(&self.dir)?;
+        self.config.current = Some(name.to_owned());
+        self.save(store)?;
+        self.fresh_upper(&self.snapshot_dir(name))?;
+        // To the same snapshot the row says nothing new: the fresh layer is what tells that it is done.
+        sync(&self.dir)?;
+        tree::remove_path(&aside)
+    }
+
+    /// Makes whole what a kill or a power cut has left of its making, of a snapshot or of a rollback.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn mend(&self, store: &Store) -> Result<()> {
+        // Overlayfs leaves it where nothing was to survive a power cut, and mounts no more: but no power was cut if we
+        // are here, or the container was to be removed anyhow.
+        if self.config.remove {
+            tree::remove_path(&self.dir.join("work/work"))?;
+        }
+        let upper = self.upper();
+        if upper.exists() && self.dir.join("merged").exists() {
+            return Ok(());
+        }
+        if !upper.exists() {
+            // Frozen, or moved away, and no row says so: it comes back.
+            let cut_off = [self.unknown_snapshot()?, Some(self.aside()).filter(|dir| dir.exists())];
+            if let Some(dir) = cut_off.into_iter().flatten().next() {
+                return fs::rename(&dir, &upper).map_err(|e| Error::io("bring back", &dir, e));
+            }
+            if let Some(name) = self.config.current.as_deref() {
+                return self.fresh_upper(&self.snapshot_dir(name));
+            }
+        }
+        let image = store.image(&self.image.to_string())?;
+        self.furnish(&store.lower_dirs(&image))
+    }
+
+    /// [`Container::mend`] where it does not run, for who wants to look at its layers.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn settle(&self, store: &Store) -> Result<()> {
+        match self.lock()? {
+            Some(_lock) => self.mend(store),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes what is missing in the directory of a new container whose image has these layers; `merged`, which is made
+    /// last, tells that all else is there.
+    pub(crate) fn furnish(&self, lowers: &[PathBuf]) -> Result<()> {
+        for sub in ["upper", "work", "snaps"] {
+            make(&self.dir.join(sub))?;
+        }
+        if let Some(lowest_shown) = lowers.first() {
+            tree::like_root(lowest_shown, &self.dir, "upper")?;
+        }
+        make(&self.dir.join("merged"))
+    }
+
+    /// An empty writable layer, whole when it appears.
+    fn fresh_upper(&self, like: &Path) -> Result<()> {
+        let staged = self.dir.join("fresh");
+        make(&staged)?;
+        tree::like_root(like, &self.dir, "fresh")?;
+        fs::rename(&staged, self.upper()).map_err(|e| Error::io("make", self.upper(), e))
+    }
+
+    /// Where the present writable layer lies while a rollback has it moved away.
+    fn aside(&self) -> PathBuf {
+        match &self.config.current {
+            Some(name) => self.dir.join(format!("{ASIDE}.{name}")),
+            None => self.dir.join(ASIDE),
+        }
+    }
+
+    fn unknown_snapshot(&self) -> Result<Option<PathBuf>> {
+        let snaps = self.dir.join("snaps");
+        let entries = fs::read_dir(&snaps).map_err(|e| Error::io("list", &snaps, e))?;
+        for entry in entries {
+            let entry = entry.map_err(|e| Error::io("list", &snaps, e))?;
+            let known = |s: &Snapshot| *s.name == *entry.file_name();
+            if !self.config.snapshots.iter().any(known) {
+                return Ok(Some(entry.path()));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn make(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).map_err(|e| Error::io("make", path, e))
+}
+
+/// Puts on disk which names a directory has.
+pub(crate) fn sync(dir: &Path) -> Result<()> {
+    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| Error::io("sync", dir, e))
+}
