@@ -20,6 +20,7 @@ pub mod layers;
 pub mod load;
 pub mod logs;
 pub mod man;
+pub mod materialize;
 pub mod mount;
 pub mod place;
 pub mod ps;

@@ -218,7 +218,8 @@ fn escaped(path: &Path) -> OsString {
 fn serve(layers: &Layers, at: &Path, exe: &Path) -> Result<Child> {
     let fail = |why: String| Error::View { at: at.to_owned(), why };
     let mut options = options(layers);
-    options.push(",redirect_dir=off");
+    // `commit`, `diff` and `snapshot` read the upper layer as it is.
+    options.push(",redirect_dir=off,partial=off");
     for (name, limit) in [("size", layers.limit.size), ("nr_inodes", layers.limit.inodes)] {
         if let Some(limit) = limit {
             options.push(format!(",{name}={limit}"));

@@ -11,6 +11,9 @@ const SETFLAGS: u32 = 0x4008_6602;
 /// `_IOR('X', 31, struct fsxattr)`.
 const FSGETXATTR: u32 = 0x801c_581f;
 
+/// `_IO('S', 1)`, ours: completes a partial file, or every one where it is asked of a directory.
+pub const MATERIALIZE: u32 = 0x5301;
+
 /// `struct fsxattr`: flags, extent size, extents, project, CoW extent size, padding.
 const FSXATTR: usize = 28;
 
@@ -41,6 +44,12 @@ pub(crate) fn answer(
             }
             let flags = data.first_chunk::<4>().ok_or(Errno(E::INVAL.raw_os_error()))?;
             union.set_flags(node, u32::from_ne_bytes(*flags)).map_err(refused)?;
+            Ok(0)
+        }
+        MATERIALIZE => {
+            let is_dir = union.getattr(node).map_err(refused)?.mode & 0o170_000 == 0o040_000;
+            let done = if is_dir { union.complete() } else { union.complete_file(node) };
+            done.map_err(refused)?;
             Ok(0)
         }
         FSGETXATTR => {

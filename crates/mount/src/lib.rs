@@ -6,11 +6,13 @@
 mod adapter;
 mod attributes;
 mod handles;
+mod idle;
 mod ids;
 mod ioctl;
 mod options;
 mod passthrough;
 mod serve;
 
-pub use options::{Mapping, Options, Parsed};
+pub use ioctl::MATERIALIZE;
+pub use options::{Mapping, Options, Parsed, Partial};
 pub use serve::{Error, Mounted, mount};

@@ -49,12 +49,26 @@ pub struct Options {
     pub size: Option<u64>,
     /// How many inodes the upper layer may hold.
     pub inodes: Option<u64>,
+    /// What becomes of the rest of a big file that is written to.
+    pub partial: Partial,
     /// Only the user who mounts may enter.
     pub private: bool,
     /// The source shown in /proc/mounts.
     pub source: Option<String>,
     /// `context=` and its kin, for the kernel.
     pub security: Vec<String>,
+}
+
+/// What becomes of the data of a big file of a lower layer of which a part was written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Partial {
+    /// It comes up when the mount is idle, and at the unmount at the latest.
+    #[default]
+    Complete,
+    /// It comes up when the mount is idle; after the unmount, only Strata can read the upper layer.
+    Keep,
+    /// All of it comes up before the first write.
+    Off,
 }
 
 /// A range of ids.
@@ -203,6 +217,14 @@ impl Parsed {
             "nr_inodes" => {
                 options.inodes = Some(size(text).ok_or_else(|| wrong("a count, as 100k"))?);
             }
+            "partial" => {
+                options.partial = match text {
+                    Some("complete" | "on") => Partial::Complete,
+                    Some("keep") => Partial::Keep,
+                    Some("off") => Partial::Off,
+                    _ => return Err(wrong("complete, keep or off")),
+                };
+            }
             "allow_other" | "allow_root" => options.private = false,
             "noallow_other" => options.private = true,
             "fsname" => options.source = text.map(str::to_owned),
@@ -335,6 +357,14 @@ mod tests {
         for wrong in ["size=", "size=g", "size=-1", "size=99999999999t", "timeout=nan"] {
             assert!(Options::parse(&[format!("lowerdir=l,{wrong}")]).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn big_files_are_completed_unless_told_otherwise() {
+        assert_eq!(options("lowerdir=l").partial, Partial::Complete);
+        assert_eq!(options("lowerdir=l,partial=keep").partial, Partial::Keep);
+        assert_eq!(options("lowerdir=l,partial=off").partial, Partial::Off);
+        assert!(Options::parse(&["lowerdir=l,partial=some"]).is_err());
     }
 
     #[test]

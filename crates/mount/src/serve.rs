@@ -11,7 +11,8 @@ use rustix::mount::MountFlags;
 use union::Union;
 
 use crate::adapter::Adapter;
-use crate::options::Options;
+use crate::idle;
+use crate::options::{Options, Partial};
 
 /// Why there is no mount.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +34,8 @@ pub enum Error {
 /// A mount that the kernel has agreed to and that waits to be served.
 pub struct Mounted {
     session: Session<Adapter>,
+    adapter: Arc<Adapter>,
+    partial: Partial,
 }
 
 /// Opens the layers, mounts them at `mountpoint` and shakes hands with the kernel. The mount answers once
@@ -62,6 +65,7 @@ pub fn mount(options: &Options, mountpoint: &Path) -> Result<Mounted, Error> {
         namespace,
         volatile: options.volatile,
         limits: union::Limits { bytes: options.size, inodes: options.inodes },
+        partial: options.partial != Partial::Off,
     };
     let union = Union::open(&config)?;
     let read_only = options.read_only || union.is_read_only();
@@ -96,7 +100,7 @@ pub fn mount(options: &Options, mountpoint: &Path) -> Result<Mounted, Error> {
             if session.negotiated().has(fuse::wire::init::PASSTHROUGH) && !counted {
                 adapter.enable_passthrough(session.connection());
             }
-            Ok(Mounted { session })
+            Ok(Mounted { session, adapter, partial: options.partial })
         }
         Err(error) => {
             if let Err(left) = fuse::mount::unmount(mountpoint, true) {
@@ -113,11 +117,22 @@ impl Mounted {
         self.session.negotiated().has(fuse::wire::init::OVER_IO_URING)
     }
 
-    /// Answers the kernel until the mount is gone.
+    /// Answers the kernel until the mount is gone, and completes what is partial in the upper layer.
     ///
     /// # Errors
-    /// Of the connection.
+    /// Of the connection; of the completion: the upper layer then waits, whole, for the next mount.
     pub fn serve(self) -> Result<(), Error> {
-        Ok(self.session.serve()?)
+        let union = &self.adapter.union;
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let served = std::thread::scope(|scope| {
+            scope.spawn(move || idle::complete(union, &stopped));
+            let served = self.session.serve();
+            drop(stop);
+            served
+        });
+        if self.partial != Partial::Keep {
+            union.complete()?;
+        }
+        Ok(served?)
     }
 }

@@ -35,22 +35,45 @@ pub fn data(from: impl AsFd, to: impl AsFd) -> Result<Means> {
     if size == 0 {
         return Ok(Means::Copied);
     }
-    if ioctl_ficlone(to, from).is_ok() {
+    if reflink(from, to) {
         return Ok(Means::Reflink);
     }
-    let mut at = 0;
-    while at < size {
-        let Some(start) = next_data(from, at)? else { break };
-        let end = match seek(from, SeekFrom::Hole(start)) {
-            Ok(end) => end.min(size),
-            Err(Errno::INVAL) => size,
-            Err(e) => return Err(Error::new("lseek", "SEEK_HOLE", e)),
-        };
-        range(from, to, start, end)?;
-        at = end;
-    }
+    piece(from, to, 0, size)?;
     ftruncate(to, size).map_err(|e| Error::new("ftruncate", size, e))?;
     Ok(Means::Copied)
+}
+
+/// Lets the empty file `to` share the extents of `from`; false where the file system can't.
+pub fn reflink(from: impl AsFd, to: impl AsFd) -> bool {
+    ioctl_ficlone(to, from).is_ok()
+}
+
+/// Copies the bytes from `start` to `end` to the same place of `to`, but for the holes of `from`.
+///
+/// # Errors
+/// As [`data`].
+pub fn piece(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> Result<()> {
+    let (from, to) = (from.as_fd(), to.as_fd());
+    let mut at = start;
+    while at < end {
+        let Some(start) = next_data(from, at)?.filter(|start| *start < end) else { break };
+        let stop = match seek(from, SeekFrom::Hole(start)) {
+            Ok(stop) => stop.min(end),
+            Err(Errno::INVAL) => end,
+            Err(e) => return Err(Error::new("lseek", "SEEK_HOLE", e)),
+        };
+        range(from, to, start, stop)?;
+        at = stop;
+    }
+    Ok(())
+}
+
+/// As [`piece`], with the holes of `from` as zeros: `to` may have other data there.
+///
+/// # Errors
+/// As [`data`].
+pub fn bytes(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> Result<()> {
+    by_hand(from.as_fd(), to.as_fd(), start, end)
 }
 
 /// The start of the next data at or after `at`; none when only a hole is left.

@@ -5,6 +5,7 @@
 //! end), [`namespace`], [`detached`] (mounts that nobody else sees), [`error`].
 
 pub mod beneath;
+pub mod control;
 pub mod copy;
 pub mod detached;
 pub mod error;

@@ -115,7 +115,11 @@ impl Union {
             let body = node.body.read();
             body.lower.len() + usize::from(body.upper) > 1
         };
-        Attr::new(node.ino, merged, stat)
+        let mut attr = Attr::new(node.ino, merged, stat);
+        if let Some(partial) = node.partial() {
+            attr.blocks += partial.missing() / 512;
+        }
+        attr
     }
 
     pub(crate) fn real_stat(&self, node: &Arc<Node>) -> Result<Statx> {

@@ -21,6 +21,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result, Step};
 use crate::node::{Node, NodeId};
+use crate::partial::{Partial, Source};
 use crate::place::Parts;
 use crate::resolve::LayerIndex;
 use crate::space::held_by;
@@ -43,6 +44,13 @@ pub(crate) enum Data {
     All,
     /// None: it is about to be cut to nothing.
     None,
+}
+
+/// What is in the work directory, to be published.
+#[derive(Default)]
+struct Staged {
+    fd: Option<OwnedFd>,
+    partial: Option<Arc<Partial>>,
 }
 
 impl Union {
@@ -73,7 +81,14 @@ impl Union {
         }
         let temp = upper.temp();
         let staged = self.stage(upper, node, &stat, &temp, data);
-        let published = staged.and_then(|fd| self.publish_copy(upper, node, &temp, fd));
+        let published = staged.and_then(|staged| {
+            let partial = staged.partial.clone();
+            let published = self.publish_copy(upper, node, &temp, staged);
+            if let (Err(_), Some(partial)) = (&published, partial) {
+                self.drop_partial(node, &partial)?;
+            }
+            published
+        });
         if published.is_err() {
             upper.discard(&temp);
             if let Some(space) = &self.space {
@@ -90,7 +105,7 @@ impl Union {
         upper: &Upper,
         node: &Arc<Node>,
         temp: &OsStr,
-        fd: Option<OwnedFd>,
+        Staged { fd, partial }: Staged,
     ) -> Result<()> {
         let fail = |name| move |e| self.fail(node, Step::Publish, name, e);
         let places = node.places.read().clone();
@@ -125,6 +140,7 @@ impl Union {
             body.anchor = Some(Arc::new(fd));
         }
         body.upper = true;
+        body.partial = partial;
         body.version += 1;
         if !node.is_dir() {
             body.lower = Parts::None;
@@ -143,8 +159,9 @@ impl Union {
         stat: &Statx,
         temp: &OsStr,
         data: Data,
-    ) -> Result<Option<OwnedFd>> {
+    ) -> Result<Staged> {
         let fail = |name| move |e| self.fail(node, Step::CopyUp, name, e);
+        let mut partial = None;
         let mode = Mode::from_raw_mode(u32::from(stat.stx_mode) & 0o7777);
         let (uid, gid) = (Some(Uid::from_raw(stat.stx_uid)), Some(Gid::from_raw(stat.stx_gid)));
         let real = self.real(node)?;
@@ -157,8 +174,7 @@ impl Union {
                     open(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL).map_err(fail("openat"))?;
                 let from = self.reopen(node, &real, OFlags::RDONLY)?;
                 if data == Data::All {
-                    sys::copy::data(&from, &to)
-                        .map_err(|source| self.error(node, Step::CopyUp, source))?;
+                    partial = self.copy_data(node, stat, &from, &to)?;
                 }
                 Some((from, to))
             }
@@ -185,7 +201,7 @@ impl Union {
                 chmodat(&upper.work, temp, mode, AtFlags::empty()).map_err(fail("fchmodat"))?;
             }
             utimensat(&upper.work, temp, &times(stat), nofollow).map_err(fail("utimensat"))?;
-            return Ok(None);
+            return Ok(Staged::default());
         };
         // Owner before attributes: a change of owner drops capabilities. Mode after both: the same
         // change drops set-user-ID.
@@ -193,10 +209,42 @@ impl Union {
         self.copy_attributes(&from, &to).map_err(fail("fsetxattr"))?;
         fchmod(&to, mode).map_err(fail("fchmod"))?;
         futimens(&to, &times(stat)).map_err(fail("futimens"))?;
-        if !upper.volatile && node.kind == FileType::RegularFile && stat.stx_size > 0 {
+        // A partial file has no data that could be missing after the rename.
+        let waits = node.kind == FileType::RegularFile && stat.stx_size > 0 && partial.is_none();
+        if !upper.volatile && waits {
             fsync(&to).map_err(fail("fsync"))?;
         }
-        Ok(Some(to))
+        Ok(Staged { fd: Some(to), partial })
+    }
+
+    /// Brings a file's data, or makes it a partial file.
+    fn copy_data(
+        &self,
+        node: &Arc<Node>,
+        stat: &Statx,
+        from: &OwnedFd,
+        to: &OwnedFd,
+    ) -> Result<Option<Arc<Partial>>> {
+        let lower = node.body.read().lower.first().cloned();
+        // What has no name any more goes with its last descriptor: no crash needs to be thought of.
+        let named = node.place().is_some();
+        if let (Some(partials), Some(part), true) = (&self.partials, lower, named) {
+            if stat.stx_size > 0 && sys::copy::reflink(from, to) {
+                return Ok(None);
+            }
+            let layer = (self.layers.len() - 1).saturating_sub(usize::from(part.layer.0));
+            let layer = u32::try_from(layer).unwrap_or(u32::MAX);
+            let source = Source { fd: from, stat, layer, path: part.path() };
+            let made = partials.make(to, &source);
+            if let Some(partial) =
+                made.map_err(|e| self.fail(node, Step::CopyUp, "a partial file", e))?
+            {
+                return Ok(Some(partial));
+            }
+        }
+        let copied = sys::copy::data(from, to);
+        copied.map_err(|source| self.error(node, Step::CopyUp, source))?;
+        Ok(None)
     }
 
     /// Copies every attribute but the union's own marks. ACLs and capabilities are among them.

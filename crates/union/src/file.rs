@@ -15,6 +15,9 @@ use crate::node::{Node, NodeId};
 use crate::space::{added, held_by_fd};
 use crate::stack::Union;
 
+/// Bytes that are copied by hand at once.
+const PIECE: usize = 1 << 20;
+
 /// An open file of a union. It must go back through [`Union::close`].
 #[derive(Debug)]
 pub struct OpenFile {
@@ -68,9 +71,11 @@ impl Union {
             // Reads of what is open for writing only come from the kernel's page cache.
             let access = if writes { OFlags::RDWR } else { OFlags::RDONLY };
             // Where there is a limit, what the cut frees is counted first.
-            let limited = self.space.is_some();
+            let partial = node.partial();
+            let limited = self.space.is_some() || partial.is_some();
             let cut = if truncate && !limited { OFlags::TRUNC } else { OFlags::empty() };
-            let direct = flags & OFlags::DIRECT;
+            // What is read of a partial file is in two files, and not where a direct read needs it.
+            let direct = if partial.is_none() { flags & OFlags::DIRECT } else { OFlags::empty() };
             let real = self.real(&node)?;
             let fd = Arc::new(self.reopen(&node, &real, access | cut | direct)?);
             if truncate && limited {
@@ -103,6 +108,9 @@ impl Union {
     /// Cuts or lengthens a file, and counts what that frees.
     pub(crate) fn cut(&self, node: &Node, fd: &OwnedFd, size: u64) -> Result<()> {
         let fail = |e| self.fail(node, Step::Change, "ftruncate", e);
+        if let Some(partial) = node.partial() {
+            return partial.truncate(size).map_err(fail);
+        }
         let Some(space) = &self.space else {
             return rustix::fs::ftruncate(fd, size).map_err(fail);
         };
@@ -159,7 +167,8 @@ impl Union {
     /// As [`Union::read`].
     pub fn backing(&self, open: &OpenFile) -> Result<Backing> {
         let fd = self.fd(open)?;
-        Ok(Backing { fd, in_upper: open.node.body.read().upper })
+        let in_upper = open.node.body.read().upper && open.node.partial().is_none();
+        Ok(Backing { fd, in_upper })
     }
 
     /// Reads at `offset` until `into` is full or the file ends.
@@ -167,6 +176,10 @@ impl Union {
     /// # Errors
     /// The backing file system's own.
     pub fn read(&self, open: &OpenFile, into: &mut [u8], offset: u64) -> Result<usize> {
+        if let Some(partial) = open.node.partial() {
+            let read = partial.read(into, offset);
+            return read.map_err(|e| self.fail(&open.node, Step::Read, "pread", e));
+        }
         let fd = self.fd(open)?;
         let mut done = 0;
         while done < into.len() {
@@ -197,6 +210,10 @@ impl Union {
         let fd = self.changing(open)?;
         if kill_suidgid {
             drop_privileges(&fd).map_err(|e| self.fail(&open.node, Step::Change, "fchmod", e))?;
+        }
+        if let Some(partial) = open.node.partial() {
+            let written = partial.write(data, offset);
+            return written.map_err(|e| self.fail(&open.node, Step::Change, "pwrite", e));
         }
         let (data, taken) = match &self.space {
             None => (data, 0),
@@ -246,6 +263,10 @@ impl Union {
         if self.upper.as_ref().is_none_or(|upper| upper.volatile) {
             return Ok(());
         }
+        if let Some(partial) = open.node.partial() {
+            let synced = partial.sync(data_only);
+            return synced.map_err(|e| self.fail(&open.node, Step::Change, "fsync", e));
+        }
         let fd = self.fd(open)?;
         let synced = if data_only { fdatasync(&*fd) } else { fsync(&*fd) };
         synced.map_err(|e| self.fail(&open.node, Step::Change, "fsync", e))
@@ -264,6 +285,13 @@ impl Union {
     ) -> Result<()> {
         let fd = self.changing(open)?;
         let fail = |e| self.fail(&open.node, Step::Change, "fallocate", e);
+        let moves = FallocateFlags::COLLAPSE_RANGE | FallocateFlags::INSERT_RANGE;
+        if mode.intersects(moves) {
+            self.complete_file(open.node.id)?;
+        }
+        if let Some(partial) = open.node.partial() {
+            return partial.fallocate(mode, offset, len).map_err(fail);
+        }
         let Some(space) = &self.space else {
             return fallocate(&*fd, mode, offset, len).map_err(fail);
         };
@@ -288,8 +316,23 @@ impl Union {
     /// # Errors
     /// ENXIO past the end.
     pub fn seek(&self, open: &OpenFile, to: SeekFrom) -> Result<u64> {
+        if let Some(partial) = open.node.partial() {
+            return partial.seek(to).map_err(|e| self.fail(&open.node, Step::Read, "lseek", e));
+        }
         let fd = self.fd(open)?;
         seek(&*fd, to).map_err(|e| self.fail(&open.node, Step::Read, "lseek", e))
+    }
+
+    /// Copies a piece at least, through partial files.
+    fn copy_by_hand(
+        &self,
+        (from, at): (&OpenFile, u64),
+        (to, into): (&OpenFile, u64),
+        len: usize,
+    ) -> Result<usize> {
+        let mut piece = vec![0; len.min(PIECE)];
+        let got = self.read(from, &mut piece, at)?;
+        self.write(to, &piece[..got], into, false)
     }
 
     /// Copies within the union, in the kernel where it can.
@@ -303,6 +346,9 @@ impl Union {
         len: usize,
     ) -> Result<usize> {
         let (source, target) = (self.fd(from)?, self.changing(to)?);
+        if from.node.partial().is_some() || to.node.partial().is_some() {
+            return self.copy_by_hand((from, at), (to, into), len);
+        }
         let fail = |e| self.fail(&to.node, Step::Change, "copy_file_range", e);
         let start = into;
         let taken = match &self.space {

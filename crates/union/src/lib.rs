@@ -2,9 +2,10 @@
 //!
 //! Reading order: [`resolve`] (pure: what layers say, folded), `place` and `node` (what is known of what
 //! somebody holds), `dirs` and `stack` (find names and inodes), `attr`, `dir` and `file` (what is shown),
-//! `upper` and `copy_up` (how the upper layer gets it), `create`, `remove`, `rename`, `xattr`, `flags`.
+//! `upper`, `copy_up`, `partial` and `complete` (how the upper layer gets it), `create`, `remove`, `rename`, `xattr`, `flags`.
 
 mod attr;
+mod complete;
 mod copy_up;
 mod create;
 mod dir;
@@ -13,6 +14,7 @@ pub mod error;
 mod file;
 mod flags;
 mod node;
+mod partial;
 mod place;
 mod remove;
 mod rename;

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::FileType;
 
+use crate::partial::Partial;
 use crate::place::{Parts, Place, Places};
 use crate::resolve::LayerIndex;
 
@@ -38,6 +39,8 @@ pub(crate) struct Body {
     pub lower: Parts,
     /// The present inode, while it is open or after its last name is gone.
     pub anchor: Option<Arc<OwnedFd>>,
+    /// Set where the upper layer has only a part of its data.
+    pub partial: Option<Arc<Partial>>,
     /// Grows when reads must go to another inode: open files look again.
     pub version: u32,
 }
@@ -81,6 +84,11 @@ impl Node {
 
     pub fn place(&self) -> Option<Place> {
         self.places.read().first().cloned()
+    }
+
+    /// What reads and writes it, while the upper layer has only a part of its data.
+    pub fn partial(&self) -> Option<Arc<Partial>> {
+        self.body.read().partial.as_ref().filter(|partial| !partial.is_complete()).cloned()
     }
 
     pub fn is_dir(&self) -> bool {

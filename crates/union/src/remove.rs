@@ -81,6 +81,7 @@ impl Union {
         self.hide(upper, parent, name, in_upper, dir)?;
         self.free(node, freed);
         self.table.remove_place(parent.id, name);
+        self.settle_partial(node)?;
         if dir {
             self.drop_dirs(node.id);
         } else {

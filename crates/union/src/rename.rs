@@ -172,6 +172,7 @@ impl Union {
         drop(moving);
         if let Some(target) = replaced {
             self.free(target, freed);
+            self.settle_partial(target)?;
         }
         match replaced {
             Some(target) if target.is_dir() => self.drop_dirs(target.id),

@@ -13,9 +13,11 @@ use rustix::fs::{AtFlags, FileType, Statx, statx};
 use rustix::io::Errno;
 
 use crate::attr::Attr;
+use crate::complete;
 use crate::dirs::{DirCache, LayerDir};
 use crate::error::{Error, Result, Step, call, refused};
 use crate::node::{Body, Candidate, Inode, Node, NodeId, Table};
+use crate::partial::{ATTRIBUTE, Partials};
 use crate::place::{Part, Place};
 use crate::resolve::{Found, LayerIndex, resolve};
 use crate::space::{Limits, Space};
@@ -35,6 +37,9 @@ pub struct Config {
     pub volatile: bool,
     /// How much the upper layer may hold.
     pub limits: Limits,
+    /// Whether a write to a big file of a lower layer leaves the rest of its data there, until
+    /// [`Union::complete`]. Not with a limit, which has room for all of a file or none.
+    pub partial: bool,
 }
 
 /// A union of layers.
@@ -43,6 +48,8 @@ pub struct Union {
     /// The upper layer first, where there is one.
     pub(crate) layers: Vec<Layer>,
     pub(crate) upper: Option<Upper>,
+    /// Where there is an upper layer.
+    pub(crate) partials: Option<Partials>,
     pub(crate) namespace: Namespace,
     /// Where there is a limit.
     pub(crate) space: Option<Space>,
@@ -121,6 +128,17 @@ impl Union {
         }
         let Some(stat) = first else { return Err(refused(root, Errno::INVAL)) };
         let limited = upper.is_some() && config.limits != Limits::default();
+        let partials = upper.as_ref().map(|upper| {
+            let attribute = namespace.attribute(ATTRIBUTE);
+            let on = config.partial && !limited;
+            let partials = Partials::open(&upper.work, attribute, on, config.volatile)
+                .map_err(|e| call(layers[0].path(), Step::Claim, "openat", e))?;
+            if !on {
+                complete::all(&partials, &layers)?;
+            }
+            Ok::<_, Error>(partials)
+        });
+        let partials = partials.transpose()?;
         let space = limited.then(|| {
             let fd = layers[0].open_dir(root)?;
             Space::count(config.limits, &fd)
@@ -136,6 +154,7 @@ impl Union {
         Ok(Self {
             layers,
             upper,
+            partials,
             namespace,
             space,
             table,
@@ -322,12 +341,18 @@ impl Union {
             Some(Found::Dir(indices)) => indices.clone(),
         };
         stats.retain(|(index, ..)| shown.contains(index));
-        let Some((layer, stat, _)) = stats.first().map(|(i, s, _)| (*i, *s, ())) else {
+        let Some((layer, stat, shown_by)) = stats.first().cloned() else {
             return Ok(None);
         };
         let upper = self.upper.is_some() && layer.0 == 0;
         let lower = stats.into_iter().filter_map(|(.., part)| part).collect();
-        Ok(Some(Name { stat, layer, body: Body { upper, lower, ..Body::default() } }))
+        let partial = if upper {
+            self.find_partial(parent, name, &stat)?
+        } else {
+            self.refuse_partial(parent, name, &stat, shown_by.as_ref())?;
+            None
+        };
+        Ok(Some(Name { stat, layer, body: Body { upper, lower, partial, ..Body::default() } }))
     }
 
     /// What a lower layer says about a name, with its place where it has it.

@@ -63,7 +63,7 @@ impl Upper {
             e => fail("openat")(e),
         })?;
         // What a crash left staged was never shown.
-        empty(&work).map_err(fail("unlinkat"))?;
+        empty(&work, &["incompat"]).map_err(fail("unlinkat"))?;
         let next = AtomicU64::new(0);
         Ok(Self { work, next, volatile, _claim: [root, outer] })
     }
@@ -108,19 +108,19 @@ fn features(work: &OwnedFd) -> std::result::Result<(), Errno> {
     for entry in Dir::read_from(&dir)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
+        if name != b"." && name != b".." && name != b"partial" {
             return Err(Errno::NOTSUP);
         }
     }
     Ok(())
 }
 
-/// Removes everything in the directory behind `dir`.
-fn empty(dir: &OwnedFd) -> std::result::Result<(), Errno> {
+/// Removes everything in the directory behind `dir`, but what is to stay.
+fn empty(dir: &OwnedFd, stays: &[&str]) -> std::result::Result<(), Errno> {
     for entry in Dir::read_from(dir)? {
         let entry = entry?;
         let name = OsStr::from_bytes(entry.file_name().to_bytes());
-        if name != "." && name != ".." {
+        if name != "." && name != ".." && stays.iter().all(|stays| name != *stays) {
             remove(dir, name)?;
         }
     }
@@ -132,7 +132,7 @@ fn remove(dir: &OwnedFd, name: &OsStr) -> std::result::Result<(), Errno> {
     match unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(Errno::ISDIR | Errno::PERM) => {
-            empty(&openat(dir, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?)?;
+            empty(&openat(dir, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?, &[])?;
             unlinkat(dir, name, AtFlags::REMOVEDIR)
         }
         Err(e) => Err(e),

@@ -338,6 +338,7 @@ fn play(ops: &[Op]) {
         namespace: Namespace::Trusted,
         volatile: true,
         limits: Limits::default(),
+        partial: true,
     };
     let before: Vec<Tree> = lowers.iter().map(|l| directory(l)).collect();
     let mut union = Union::open(&config).expect("the union");
@@ -412,6 +413,7 @@ fn a_second_union_on_one_upper_is_refused() {
         namespace: Namespace::User,
         volatile: false,
         limits: Limits::default(),
+        partial: true,
     };
     let first = Union::open(&config).expect("the union");
     assert_eq!(Union::open(&config).err().map(|e| e.errno()), Some(Errno::BUSY));
@@ -430,6 +432,7 @@ fn without_an_upper_nothing_changes() {
         namespace: Namespace::User,
         volatile: false,
         limits: Limits::default(),
+        partial: true,
     };
     let union = Union::open(&config).expect("the union");
     let a = Path::new("a");

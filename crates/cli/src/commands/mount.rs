@@ -54,8 +54,12 @@ pub fn by_name(args: &[OsString]) -> Option<Result<Vec<OsString>, ExitCode>> {
         println!("{}: version {} (strata)", name.display(), env!("CARGO_PKG_VERSION"));
         return Some(Err(ExitCode::SUCCESS));
     }
-    let ours = ["strata", "mount"].map(OsString::from);
-    Some(Ok(ours.into_iter().chain(rest.iter().cloned()).collect()))
+    // An engine reads the upper layer when umount(2) has returned, which the completion of a file outlasts.
+    let engine = name == "fuse-overlayfs";
+    let ours: &[&str] =
+        if engine { &["strata", "mount", "-o", "partial=off"] } else { &["strata", "mount"] };
+    let ours = ours.iter().map(OsString::from);
+    Some(Ok(ours.chain(rest.iter().cloned()).collect()))
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {

@@ -71,6 +71,14 @@ impl Scene {
         self.mount();
     }
 
+    /// Does something while nothing is mounted.
+    #[allow(dead_code, reason = "not every test needs it")]
+    pub fn unmounted(&mut self, act: impl FnOnce(&Self)) {
+        self.unmount();
+        act(self);
+        self.mount();
+    }
+
     #[allow(dead_code, reason = "not every test needs it")]
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join("merged").join(name)
