@@ -113,16 +113,24 @@ impl Store {
     /// # Errors
     /// [`Error::NoContainer`].
     pub fn container(&self, name: &str) -> Result<ContainerRow> {
-        let all = self.containers()?;
-        if let Some(found) = all.iter().find(|row| row.name == name || row.id == name) {
-            return Ok(found.clone());
-        }
-        let starts: Vec<&ContainerRow> =
-            all.iter().filter(|row| row.id.starts_with(name)).collect();
-        match starts.as_slice() {
-            [only] if name.len() >= 4 => Ok((*only).clone()),
-            _ => Err(Error::NoContainer { name: name.to_owned() }),
-        }
+        self.meta.read(|txn| {
+            let mut exact =
+                txn.prepare_cached(&format!("{COLUMNS} WHERE name = ?1 OR id = ?1 LIMIT 1"))?;
+            if let Some(found) = exact.query_row([name], row).optional()? {
+                return Ok(found);
+            }
+            if name.len() >= 4 && name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                // Ids are hexadecimal: what begins with the name lies between it and the name with a `g` behind.
+                let sql = format!("{COLUMNS} WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2");
+                let mut starts = txn.prepare_cached(&sql)?;
+                let found: Vec<ContainerRow> =
+                    starts.query_map([name], row)?.collect::<rusqlite::Result<_>>()?;
+                if let [only] = found.as_slice() {
+                    return Ok(only.clone());
+                }
+            }
+            Err(Error::NoContainer { name: name.to_owned() })
+        })
     }
 
     /// Says something else of a container.

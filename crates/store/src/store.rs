@@ -175,11 +175,15 @@ impl Store {
                 self.unlock(&layer_lock(hex), lock)?;
             }
         }
-        for name in self.names("layers")? {
-            let Ok(diff_id) = format!("sha256:{name}").parse::<Digest>() else { continue };
-            if self.meta.read(|txn| crate::meta::layer(txn, &diff_id))?.is_some() {
+        // Every process that opens the store looks at all names in it: one query for all, not one each.
+        let names = self.names("layers")?;
+        let known = self.meta.column("SELECT diff_id FROM layers")?;
+        for name in names {
+            let digest = format!("sha256:{name}");
+            if known.contains(&digest) {
                 continue;
             }
+            let Ok(diff_id) = digest.parse::<Digest>() else { continue };
             if let Some(lock) = self.lock_if_free(&layer_lock(&name))? {
                 // It may have got its row since.
                 if self.meta.read(|txn| crate::meta::layer(txn, &diff_id))?.is_none() {
@@ -188,11 +192,13 @@ impl Store {
                 self.unlock(&layer_lock(&name), lock)?;
             }
         }
-        for id in self.names("rw")? {
-            let has_row = || self.meta.read(|txn| crate::containers::exists(txn, &id));
-            if has_row()? {
+        let names = self.names("rw")?;
+        let known = self.meta.column("SELECT id FROM containers")?;
+        for id in names {
+            if known.contains(&id) {
                 continue;
             }
+            let has_row = || self.meta.read(|txn| crate::containers::exists(txn, &id));
             if let Some(lock) = self.lock_if_free(&container_lock(&id))? {
                 if !has_row()? {
                     self.discard(&self.writable_dir(&id))?;
