@@ -10,6 +10,7 @@ pub mod df;
 pub mod diff;
 pub mod exec;
 pub mod export;
+pub mod flags;
 pub mod gc;
 pub mod history;
 pub mod images;

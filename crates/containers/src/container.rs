@@ -13,12 +13,14 @@
 //! config.json    the bundle of its last start
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use layer::Namespace;
+use runtime::spec::{Mount, ProcessLimit};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -52,6 +54,24 @@ pub struct Config {
     pub read_only: bool,
     /// Directories and files of the machine.
     pub volumes: Vec<Volume>,
+    /// Further mounts: tmpfs and devices.
+    pub mounts: Vec<Mount>,
+    /// Capabilities beside Docker's, by name, and those of Docker's that it lacks; `ALL` is all.
+    pub cap_add: Vec<String>,
+    /// The latter.
+    pub cap_drop: Vec<String>,
+    /// Whether nothing of the machine is kept from it.
+    pub privileged: bool,
+    /// Whether set-user-ID programs give it nothing.
+    pub no_new_privileges: bool,
+    /// Supplementary groups, by name or number.
+    pub groups: Vec<String>,
+    /// Limits of its processes.
+    pub ulimits: Vec<ProcessLimit>,
+    /// Bytes of /dev/shm.
+    pub shm_size: Option<u64>,
+    /// What people note of it.
+    pub labels: BTreeMap<String, String>,
     /// How its layers are shown.
     pub backend: Choice,
     /// What its writable layer may hold.

@@ -130,6 +130,10 @@ impl Container {
         let mut process = Spec::read(&self.dir)?.process;
         process.args.clone_from(&change.args);
         process.terminal = change.terminal;
+        if change.privileged {
+            process.capabilities =
+                Some(runtime::standard::capabilities(runtime::capability::all()));
+        }
         process.env.extend(change.env.iter().cloned());
         if !change.cwd.is_empty() {
             process.cwd.clone_from(&change.cwd);

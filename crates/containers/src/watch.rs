@@ -5,10 +5,12 @@
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
 use layer::Namespace;
+use runtime::capability;
 use runtime::launch::{Files, Runtime, Users};
 use runtime::spec::{INIT, Mount, Process, Root, Spec};
 use runtime::standard::{self, Choices};
@@ -219,15 +221,24 @@ pub(crate) fn places(store: &Store) -> Result<PathBuf> {
 /// How it runs, from how it was asked to and what its own files say of its user.
 fn spec(container: &Container, store: &Store, merged: &Path, rootless: bool) -> Result<Spec> {
     let config = &container.config;
-    let known = runtime::user::find(tree::root(merged)?, &config.user)?;
+    let mut known = runtime::user::find(tree::root(merged)?, &config.user)?;
+    for group in &config.groups {
+        known.user.additional_gids.push(runtime::user::group(tree::root(merged)?, group)?);
+    }
     let hostname = match config.hostname.as_str() {
         "" => container.id[..12].to_owned(),
         name => name.to_owned(),
     };
     let root = Root { path: merged.to_owned(), readonly: config.read_only };
     let in_namespace = rootless || store.namespace() == Namespace::User;
-    let choices = Choices { host_network: config.host_network, rootless: in_namespace };
-    let mut spec = standard::spec(process(container, &known, &hostname), root, hostname, choices);
+    let choices = Choices {
+        host_network: config.host_network,
+        rootless: in_namespace,
+        privileged: config.privileged,
+        shm_size: config.shm_size,
+    };
+    let process = process(container, &known, &hostname)?;
+    let mut spec = standard::spec(process, root, hostname, choices);
     if config.host_network {
         for file in ["/etc/hosts", "/etc/resolv.conf"] {
             if Path::new(file).exists() {
@@ -237,28 +248,53 @@ fn spec(container: &Container, store: &Store, merged: &Path, rootless: bool) -> 
             }
         }
     }
-    spec.mounts.extend(config.volumes.iter().map(bind));
+    let mut asked: Vec<Mount> = config.volumes.iter().map(bind).collect();
+    asked.extend(config.mounts.iter().cloned());
+    if config.privileged {
+        asked.extend(devices()?);
+    }
+    // What lies in another one comes after it.
+    asked.sort_by_key(|mount| mount.destination.components().count());
+    spec.mounts.extend(asked);
     if config.init {
         spec.annotations.insert(INIT.to_owned(), "true".to_owned());
     }
     Ok(spec)
 }
 
-fn bind(volume: &Volume) -> Mount {
-    let mut options = vec!["rbind".to_owned(), "rprivate".to_owned()];
-    if volume.read_only {
-        options.push("ro".to_owned());
+/// All devices of this machine at their places, but for those that every container has as its own.
+fn devices() -> Result<Vec<Mount>> {
+    let fail = |e| Error::io("list", "/dev", e);
+    let own = ["null", "zero", "full", "random", "urandom", "tty", "console", "ptmx"];
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/dev").map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        let kind = entry.file_type().map_err(fail)?;
+        let device = kind.is_block_device() || kind.is_char_device();
+        if device && !own.iter().any(|name| entry.file_name() == *name) {
+            found.push(bind_at(&entry.path(), &entry.path(), &[]));
+        }
     }
+    Ok(found)
+}
+
+fn bind_at(source: &Path, destination: &Path, options: &[&str]) -> Mount {
+    let options = ["rbind", "rprivate"].iter().chain(options);
     Mount {
-        destination: volume.destination.clone(),
+        destination: destination.to_owned(),
         kind: "bind".to_owned(),
-        source: volume.source.clone(),
-        options,
+        source: source.to_owned(),
+        options: options.map(|option| (*option).to_owned()).collect(),
     }
 }
 
+fn bind(volume: &Volume) -> Mount {
+    let options: &[&str] = if volume.read_only { &["ro"] } else { &[] };
+    bind_at(&volume.source, &volume.destination, options)
+}
+
 /// The command with its environment: what every container has, then the image's and the caller's, which win.
-fn process(container: &Container, known: &runtime::user::Known, hostname: &str) -> Process {
+fn process(container: &Container, known: &runtime::user::Known, hostname: &str) -> Result<Process> {
     let config = &container.config;
     let mut env = vec![
         format!("PATH={PATH}"),
@@ -274,13 +310,19 @@ fn process(container: &Container, known: &runtime::user::Known, hostname: &str) 
         env.push(variable.clone());
     }
     let cwd = if config.cwd.is_empty() { "/" } else { &config.cwd };
-    Process {
+    let capabilities = if config.privileged {
+        capability::all()
+    } else {
+        capability::choose(&config.cap_add, &config.cap_drop)?
+    };
+    Ok(Process {
         terminal: config.terminal,
         user: known.user.clone(),
         args: config.args.clone(),
         env,
         cwd: cwd.to_owned(),
-        capabilities: Some(standard::capabilities()),
-        no_new_privileges: false,
-    }
+        capabilities: Some(standard::capabilities(capabilities)),
+        rlimits: config.ulimits.clone(),
+        no_new_privileges: config.no_new_privileges,
+    })
 }

@@ -75,6 +75,30 @@ pub fn all() -> Vec<String> {
     ALL.iter().map(|name| format!("CAP_{name}")).collect()
 }
 
+/// Docker's set with `add` and without `drop`, by full names; `ALL` in either is all of them.
+///
+/// # Errors
+/// [`Error::NoSuchCapability`].
+pub fn choose(add: &[String], drop: &[String]) -> Result<Vec<String>> {
+    let is_all = |name: &String| name.eq_ignore_ascii_case("ALL");
+    let bits = |names: &[String]| {
+        let named = names.iter().filter(|name| !is_all(name));
+        named
+            .map(|name| Ok(1_u64 << number(name)?))
+            .try_fold(0, |all, bit| bit.map(|bit| all | bit))
+    };
+    let (added, dropped) = (bits(add)?, bits(drop)?);
+    let default = bits(&DEFAULT.map(str::to_owned))?;
+    let base = match (add.iter().any(is_all), drop.iter().any(is_all)) {
+        (true, _) => u64::MAX,
+        (false, true) => 0,
+        (false, false) => default,
+    };
+    let chosen = base & !dropped | added;
+    let names = ALL.iter().enumerate().filter(|(bit, _)| chosen & 1 << bit != 0);
+    Ok(names.map(|(_, name)| format!("CAP_{name}")).collect())
+}
+
 fn number(name: &str) -> Result<usize> {
     let upper = name.to_ascii_uppercase();
     let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
@@ -131,5 +155,21 @@ mod tests {
             assert_eq!(number(name).expect("a capability"), want, "{name}");
         }
         assert!(number("CAP_FLY").is_err());
+    }
+
+    #[test]
+    fn sets_are_added_to_and_taken_from() {
+        let choose = |add: &[&str], drop: &[&str]| {
+            let owned = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+            super::choose(&owned(add), &owned(drop))
+        };
+        let default = choose(&[], &[]).expect("the default");
+        assert_eq!(default.len(), DEFAULT.len());
+        let changed = choose(&["sys_admin"], &["CAP_CHOWN"]).expect("a set");
+        assert!(changed.contains(&"CAP_SYS_ADMIN".to_owned()));
+        assert!(!changed.contains(&"CAP_CHOWN".to_owned()));
+        assert_eq!(choose(&["kill"], &["all"]).expect("a set"), ["CAP_KILL"]);
+        assert_eq!(choose(&["ALL"], &["KILL"]).expect("a set").len(), ALL.len() - 1);
+        assert!(choose(&["fly"], &[]).is_err());
     }
 }

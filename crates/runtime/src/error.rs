@@ -65,6 +65,9 @@ pub enum Error {
     /// A capability that no kernel has.
     #[error("no capability {0:?}; they are named as in capabilities(7), CAP_NET_RAW or NET_RAW")]
     NoSuchCapability(String),
+    /// A limit that no kernel has.
+    #[error("no limit {0:?}; they are named as in getrlimit(2), nofile or RLIMIT_NOFILE")]
+    NoSuchLimit(String),
 }
 
 /// What this crate's functions give.

@@ -96,6 +96,7 @@ fn go_to(cwd: &str) -> Result<()> {
 /// `denied`: there are none to give, nor to take.
 pub(crate) fn become_user(process: &Process, denied: bool) -> Result<()> {
     let capabilities = process.capabilities.clone().unwrap_or_default();
+    crate::limits::apply(&process.rlimits)?;
     capability::bound(&capabilities)?;
     let user = &process.user;
     let fail = |step, e| Error::step(step, format!("{}:{}", user.uid, user.gid), e);

@@ -12,6 +12,7 @@ pub mod enter;
 pub mod error;
 mod inside;
 pub mod launch;
+pub mod limits;
 mod mounts;
 pub mod spec;
 pub mod standard;

@@ -56,6 +56,9 @@ pub struct Process {
     /// What it may do; none at all where this is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capabilities: Option<Capabilities>,
+    /// How much of everything it may use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rlimits: Vec<ProcessLimit>,
     /// Whether set-user-ID programs give it nothing.
     #[serde(default)]
     pub no_new_privileges: bool,
@@ -72,6 +75,18 @@ pub struct User {
     /// Supplementary groups.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub additional_gids: Vec<u32>,
+}
+
+/// One limit of a process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessLimit {
+    /// `RLIMIT_NOFILE` and the like.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What it may raise the limit to.
+    pub hard: u64,
+    /// The limit.
+    pub soft: u64,
 }
 
 /// Capabilities by name, `CAP_CHOWN`.

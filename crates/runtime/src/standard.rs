@@ -4,7 +4,8 @@
 //! Source: runtime specification, "Default Filesystems"; `docker inspect` of a default container for masked and
 //! read-only paths.
 
-use crate::capability;
+use std::path::PathBuf;
+
 use crate::spec::{Capabilities, Linux, Mount, Namespace, NamespaceKind, Process, Root, Spec};
 
 /// What a caller decides about a container.
@@ -14,6 +15,10 @@ pub struct Choices {
     pub host_network: bool,
     /// Whether root here is the one user of a user namespace.
     pub rootless: bool,
+    /// Whether nothing of the machine is kept from it.
+    pub privileged: bool,
+    /// Bytes of /dev/shm; 64 MiB where nothing is said.
+    pub shm_size: Option<u64>,
 }
 
 const MASKED: [&str; 9] = [
@@ -40,8 +45,8 @@ pub fn spec(process: Process, root: Root, hostname: String, choices: Choices) ->
     }
     let linux = Linux {
         namespaces: kinds.into_iter().map(|kind| Namespace { kind }).collect(),
-        masked_paths: MASKED.iter().map(Into::into).collect(),
-        readonly_paths: READ_ONLY.iter().map(Into::into).collect(),
+        masked_paths: if choices.privileged { Vec::new() } else { paths(&MASKED) },
+        readonly_paths: if choices.privileged { Vec::new() } else { paths(&READ_ONLY) },
     };
     Spec {
         // Nothing here is newer, and older runtimes refuse newer numbers.
@@ -55,9 +60,12 @@ pub fn spec(process: Process, root: Root, hostname: String, choices: Choices) ->
     }
 }
 
-/// What Docker lets a container's root do.
-pub fn capabilities() -> Capabilities {
-    let names: Vec<String> = capability::DEFAULT.iter().map(|name| (*name).to_owned()).collect();
+fn paths(names: &[&str]) -> Vec<PathBuf> {
+    names.iter().map(PathBuf::from).collect()
+}
+
+/// The sets of a process that may do what `names` say.
+pub fn capabilities(names: Vec<String>) -> Capabilities {
     Capabilities {
         bounding: names.clone(),
         effective: names.clone(),
@@ -79,23 +87,20 @@ fn mounts(choices: Choices) -> Vec<Mount> {
     } else {
         &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
     };
+    let write = if choices.privileged { "rw" } else { "ro" };
     // The kernel mounts sysfs only for who owns the network that it shows.
     let sys = if choices.rootless && choices.host_network {
-        mount("/sys", "none", "/sys", &["rbind", "nosuid", "noexec", "nodev", "ro"])
+        mount("/sys", "none", "/sys", &["rbind", "nosuid", "noexec", "nodev", write])
     } else {
-        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"])
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", write])
     };
+    let shm = format!("size={}", choices.shm_size.unwrap_or(64 << 20));
     vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         mount("/dev/pts", "devpts", "devpts", pts),
         sys,
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        mount(
-            "/dev/shm",
-            "tmpfs",
-            "shm",
-            &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"],
-        ),
+        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm]),
     ]
 }

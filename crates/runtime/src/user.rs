@@ -37,6 +37,19 @@ pub fn find(root: impl AsFd, wanted: &str) -> Result<Known> {
     resolve(wanted, &passwd, &group)
 }
 
+/// Finds a group by name or number in the root behind `root`.
+///
+/// # Errors
+/// As [`find`].
+pub fn group(root: impl AsFd, wanted: &str) -> Result<u32> {
+    if let Ok(gid) = wanted.parse() {
+        return Ok(gid);
+    }
+    // The user does not matter.
+    let named = resolve(&format!("0:{wanted}"), "", &read(&root, "etc/group")?)?;
+    Ok(named.user.gid)
+}
+
 fn resolve(wanted: &str, passwd: &str, group: &str) -> Result<Known> {
     let (user, wanted_group) = match wanted.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),

@@ -1,22 +1,28 @@
 //! `strata create`: a writable layer over an image, and how it is to run.
 
+use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use containers::Container;
-use containers::container::{Config, Volume};
+use containers::container::Config;
 use containers::view::{Choice, Limit};
+use runtime::spec::Mount;
 use store::Store;
 use store::images::Image;
 
+use super::flags::{self, Added, amount};
 use super::place::Place;
 
 /// Make a container, in milliseconds whatever the image
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  strata create --name web -v $PWD/site:/srv:ro nginx")]
+#[command(
+    disable_help_flag = true,
+    after_help = "Example:\n  strata create --name web -v $PWD/site:/srv:ro nginx"
+)]
 pub struct Args {
     #[command(flatten)]
     place: Place,
@@ -33,6 +39,9 @@ pub struct Args {
 /// What `create` and `run` have in common
 #[derive(Debug, clap::Args)]
 pub struct What {
+    /// Print this
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
     /// A name; one is made up otherwise
     #[arg(long)]
     name: Option<String>,
@@ -45,6 +54,48 @@ pub struct What {
     /// Set a variable; without a value it has that of here
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     env: Vec<String>,
+    /// Set the variables that this file lists; --env comes after it
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Mount a path of this machine, or a file system in memory
+    #[arg(long, value_name = "type=bind|tmpfs,source=…,target=…[,readonly]")]
+    mount: Vec<String>,
+    /// Mount a file system in memory
+    #[arg(long, value_name = "DIR[:OPTIONS]")]
+    tmpfs: Vec<String>,
+    /// Show a device of this machine in the container
+    #[arg(long, value_name = "PATH[:PATH_INSIDE]")]
+    device: Vec<String>,
+    /// Let it do what Docker's containers may not: a capability, or ALL
+    #[arg(long, value_name = "CAPABILITY", value_delimiter = ',')]
+    cap_add: Vec<String>,
+    /// Don't let it do what Docker's containers may
+    #[arg(long, value_name = "CAPABILITY", value_delimiter = ',')]
+    cap_drop: Vec<String>,
+    /// Keep nothing of this machine from it
+    #[arg(long)]
+    privileged: bool,
+    /// no-new-privileges: set-user-ID programs give nothing
+    #[arg(long, value_name = "OPTION")]
+    security_opt: Vec<String>,
+    /// Be also in this group, by name or number
+    #[arg(long, value_name = "GROUP")]
+    group_add: Vec<String>,
+    /// A limit of its processes, as nofile=1024:2048
+    #[arg(long, value_name = "NAME=SOFT[:HARD]")]
+    ulimit: Vec<String>,
+    /// How much /dev/shm may hold, 64m otherwise
+    #[arg(long, value_name = "BYTES", value_parser = amount)]
+    shm_size: Option<u64>,
+    /// A note, shown by strata inspect
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    label: Vec<String>,
+    /// Write the id to this file, which must not be there
+    #[arg(long, value_name = "FILE")]
+    cidfile: Option<PathBuf>,
+    /// Ports need not be published: the network is the machine's
+    #[arg(short, long, hide = true)]
+    publish: Vec<String>,
     /// Start in this directory
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<String>,
@@ -55,7 +106,7 @@ pub struct What {
     #[arg(long)]
     read_only: bool,
     /// Host name
-    #[arg(long)]
+    #[arg(short = 'h', long)]
     hostname: Option<String>,
     /// The machine's network, or none
     #[arg(long, visible_alias = "net", value_enum, default_value = "host")]
@@ -118,6 +169,12 @@ impl What {
         place: &Place,
         terminal: bool,
     ) -> anyhow::Result<Container> {
+        if let Some(port) = self.publish.first() {
+            bail!(
+                "{port} can't be published: the network is the machine's, on which the container listens itself"
+            );
+        }
+        let id_file = self.cidfile.as_deref().map(new_file).transpose()?;
         let image = image(store, place, &self.image)?;
         let defaults = image.parsed()?.config;
         let mut args = match &self.entrypoint {
@@ -137,7 +194,24 @@ impl What {
             containers::control::signal(signal)?;
         }
         let mut env = defaults.env.unwrap_or_default();
-        env.extend(variables(&self.env)?);
+        for file in &self.env_file {
+            env.extend(flags::env_file(file)?);
+        }
+        env.extend(flags::variables(&self.env)?);
+        runtime::capability::choose(&self.cap_add, &self.cap_drop)?;
+        let all = |parse: fn(&str) -> anyhow::Result<Mount>, given: &[String]| {
+            given.iter().map(|text| parse(text)).collect::<anyhow::Result<Vec<_>>>()
+        };
+        let mut mounts = all(flags::tmpfs, &self.tmpfs)?;
+        mounts.extend(all(flags::device, &self.device)?);
+        let volumes = self.volume.iter().map(|text| flags::volume(text));
+        let mut volumes = volumes.collect::<anyhow::Result<Vec<_>>>()?;
+        for text in &self.mount {
+            match flags::mount(text)? {
+                Added::Volume(volume) => volumes.push(volume),
+                Added::Mount(mount) => mounts.push(mount),
+            }
+        }
         let or_image = |own: &Option<String>, image: String| own.clone().unwrap_or(image);
         let config = Config {
             image: self.image.clone(),
@@ -148,14 +222,27 @@ impl What {
             hostname: self.hostname.clone().unwrap_or_default(),
             host_network: self.network == Network::Host,
             read_only: self.read_only,
-            volumes: self.volume.iter().map(|text| volume(text)).collect::<Result<_, _>>()?,
+            volumes,
+            mounts,
+            cap_add: self.cap_add.clone(),
+            cap_drop: self.cap_drop.clone(),
+            privileged: self.privileged,
+            no_new_privileges: flags::no_new_privileges(&self.security_opt)?,
+            groups: self.group_add.clone(),
+            ulimits: self
+                .ulimit
+                .iter()
+                .map(|text| flags::ulimit(text))
+                .collect::<Result<_, _>>()?,
+            shm_size: self.shm_size,
+            labels: flags::labels(&self.label),
             backend: match self.backend {
                 Backend::Auto => Choice::Auto,
                 Backend::Kernel => Choice::Kernel,
                 Backend::Fuse => Choice::Fuse,
             },
             limit: Limit { size: self.size, inodes: self.inodes },
-            runtime: self.runtime.clone().map(program).transpose()?,
+            runtime: self.runtime.clone().map(flags::program).transpose()?,
             terminal,
             init: self.init,
             remove: self.rm,
@@ -165,8 +252,17 @@ impl What {
         if !config.cwd.is_empty() && !config.cwd.starts_with('/') {
             bail!("the working directory {:?} is not absolute", config.cwd);
         }
-        Ok(Container::create(store, &image, self.name.as_deref(), config)?)
+        let container = Container::create(store, &image, self.name.as_deref(), config)?;
+        if let Some(mut file) = id_file {
+            file.write_all(container.id.as_bytes())
+                .context("cannot write the file of --cidfile")?;
+        }
+        Ok(container)
     }
+}
+
+fn new_file(path: &Path) -> anyhow::Result<File> {
+    File::create_new(path).with_context(|| format!("cannot make {path:?} for the id"))
 }
 
 /// The image of that name; where it says from where, it is pulled if it is not here.
@@ -185,97 +281,5 @@ fn image(store: &Store, place: &Place, name: &str) -> anyhow::Result<Image> {
         _ if !output.status.success() => bail!("there is no image to run"),
         [id] => Ok(store.image(id)?),
         ids => bail!("{name} has {} images: say which, with its tag", ids.len()),
-    }
-}
-
-/// Variables as they were given; those without a value from here, if they are set here.
-pub fn variables(given: &[String]) -> anyhow::Result<Vec<String>> {
-    let mut all = Vec::new();
-    for variable in given {
-        match variable.split_once('=') {
-            Some(("", _)) => bail!("a variable without a name: {variable:?}"),
-            Some(_) => all.push(variable.clone()),
-            None => {
-                if let Ok(value) = std::env::var(variable) {
-                    all.push(format!("{variable}={value}"));
-                }
-            }
-        }
-    }
-    Ok(all)
-}
-
-/// A count with `k`, `m`, `g` or `t` behind it for powers of 1024, and `b` or `ib` after that.
-fn amount(text: &str) -> Result<u64, String> {
-    let lower = text.to_ascii_lowercase();
-    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match &lower[digits.len()..] {
-        "" | "b" => 0,
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        "t" | "tb" | "tib" => 40,
-        _ => return Err("write a number, with k, m, g or t behind it".to_owned()),
-    };
-    let number: u64 = digits.parse().map_err(|_| "write a number, as 512m or 2g".to_owned())?;
-    number.checked_mul(1 << shift).filter(|n| *n > 0).ok_or("out of range".to_owned())
-}
-
-fn volume(text: &str) -> anyhow::Result<Volume> {
-    let mut parts = text.split(':');
-    let (source, destination) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
-    if source.is_empty() || !destination.starts_with('/') {
-        bail!("volume {text:?} is not SOURCE:DESTINATION[:ro], with an absolute destination");
-    }
-    let mut read_only = false;
-    for option in parts.flat_map(|part| part.split(',')) {
-        match option {
-            "ro" => read_only = true,
-            "rw" | "z" | "Z" | "" => {}
-            other => bail!("volume {text:?}: no option {other:?}; there are ro and rw"),
-        }
-    }
-    if !source.contains('/') && source != "." && source != ".." {
-        bail!("volume {text:?}: there are no named volumes; give a path, as ./{source}");
-    }
-    let source = std::fs::canonicalize(source)
-        .with_context(|| format!("volume {text:?}: there is no {source:?} here"))?;
-    Ok(Volume { source, destination: destination.into(), read_only })
-}
-
-/// A program by its path, or looked for in PATH.
-fn program(name: PathBuf) -> anyhow::Result<PathBuf> {
-    if name.components().count() > 1 {
-        return std::fs::canonicalize(&name).with_context(|| format!("no runtime {name:?}"));
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .map(|dir| dir.join(&name))
-        .find(|file| file.is_file())
-        .with_context(|| format!("no runtime {name:?} in PATH"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn volumes_have_two_paths_and_options() {
-        let parsed = volume("/tmp:/data:ro").expect("a volume");
-        assert_eq!(parsed.destination, PathBuf::from("/data"));
-        assert!(parsed.read_only && !volume("/tmp:/x").expect("a volume").read_only);
-        for bad in ["/tmp", "/tmp:data", ":/x", "/tmp:/x:fast", "/no/such/place:/x", "name:/x"] {
-            assert!(volume(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn amounts_have_units() {
-        for (text, want) in [("7", 7), ("1k", 1024), ("2G", 2 << 30), ("3MiB", 3 << 20)] {
-            assert_eq!(amount(text), Ok(want), "{text}");
-        }
-        for bad in ["", "g", "0", "-1", "1.5g", "9x", "99999999999t"] {
-            assert!(amount(bad).is_err(), "{bad}");
-        }
     }
 }

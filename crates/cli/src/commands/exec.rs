@@ -2,14 +2,14 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use containers::Container;
 use containers::container::Config;
 use containers::control::{ENTER, Entry};
 
-use super::create::variables;
+use super::flags::{env_file, variables};
 use super::place::Place;
 use super::terminal;
 
@@ -28,6 +28,12 @@ pub struct Args {
     /// Set a variable
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     env: Vec<String>,
+    /// Set the variables that this file lists; --env comes after it
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Do all that a root may
+    #[arg(long)]
+    privileged: bool,
     /// Start in this directory
     #[arg(short, long, value_name = "DIR", default_value = "")]
     workdir: String,
@@ -63,9 +69,15 @@ pub fn by_name(args: &[OsString]) -> Option<ExitCode> {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let store = args.place.open()?;
     let container = Container::find(&store, &args.container)?;
+    let mut env = Vec::new();
+    for file in &args.env_file {
+        env.extend(env_file(file)?);
+    }
+    env.extend(variables(&args.env)?);
     let change = Config {
         args: args.command.clone(),
-        env: variables(&args.env)?,
+        env,
+        privileged: args.privileged,
         cwd: args.workdir.clone(),
         terminal: args.tty,
         ..Config::default()

@@ -10,9 +10,12 @@ use super::start;
 
 /// Run a command in a new container
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    disable_help_flag = true,
+    after_help = "Examples:
   strata run --rm -it debian bash
-  strata run -d --name web -v $PWD/site:/srv:ro nginx")]
+  strata run -d --name web -v $PWD/site:/srv:ro nginx"
+)]
 pub struct Args {
     #[command(flatten)]
     place: Place,
