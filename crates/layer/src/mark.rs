@@ -113,6 +113,42 @@ pub fn is_whiteout(file: impl AsFd, namespace: Namespace) -> Result<bool, Errno>
     Ok(value(file, &namespace.attribute("whiteout"))?.is_some())
 }
 
+/// Whether the directory behind `dir` may have files whose data, or whose first inode, is in a layer below.
+///
+/// Source: kernel `fs/overlayfs`, OVL_XATTR_IMPURE.
+///
+/// # Errors
+/// As [`opaque`].
+pub fn is_impure(dir: impl AsFd, namespace: Namespace) -> Result<bool, Errno> {
+    Ok(value(dir, &namespace.attribute("impure"))?.is_some())
+}
+
+/// Whether the file behind `file` has no data of its own: a layer below has it, under the same name or where its
+/// [`redirect`] leads.
+///
+/// Source: overlayfs.rst, "Metadata only copy up".
+///
+/// # Errors
+/// As [`opaque`].
+pub fn is_metacopy(file: impl AsFd, namespace: Namespace) -> Result<bool, Errno> {
+    match fgetxattr(file, namespace.attribute("metacopy").as_str(), &mut [0_u8; 0]) {
+        Ok(_) | Err(Errno::RANGE) => Ok(true),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Says that the file behind `file` has its own data.
+///
+/// # Errors
+/// The kernel's, other than that the mark is not there.
+pub fn clear_metacopy(file: impl AsFd, namespace: Namespace) -> Result<(), Errno> {
+    match rustix::fs::fremovexattr(file, namespace.attribute("metacopy").as_str()) {
+        Ok(()) | Err(Errno::NODATA) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
 /// Whether a name is a mark in the AUFS form, and no name of a file.
 pub fn is_aufs(name: &OsStr) -> bool {
     name.as_bytes().starts_with(AUFS_PREFIX)

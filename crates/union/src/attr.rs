@@ -119,6 +119,10 @@ impl Union {
         if let Some(partial) = node.partial() {
             attr.blocks += partial.missing() / 512;
         }
+        if node.below().is_some() {
+            // Which of them are holes there is not worth a look.
+            attr.blocks = attr.size.div_ceil(512);
+        }
         attr
     }
 
@@ -138,6 +142,9 @@ impl Union {
         let node = self.node(node)?;
         let data = if change.size == Some(0) { Data::None } else { Data::All };
         self.copy_up(&node, data)?;
+        if change.size.is_some() {
+            self.bring_data(&node, data)?;
+        }
         let changing = node.change.lock();
         let fail = |name| {
             let node = &node;

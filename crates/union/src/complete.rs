@@ -7,66 +7,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use layer::Layer;
-use rustix::fs::{Dir, FileType, Mode, OFlags, Statx, fgetxattr, openat};
+use rustix::fs::{Dir, FileType, Mode, OFlags, openat};
 use rustix::io::Errno;
 
 use crate::error::{Result, Step, call};
 use crate::node::{Node, NodeId};
-use crate::partial::{ATTRIBUTE, Partial, Partials};
-use crate::place::Part;
+use crate::partial::{Partial, Partials};
 use crate::stack::Union;
 use crate::upper::DIRECTORY;
 
-const READ: OFlags =
+pub(crate) const READ: OFlags =
     OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
 const FILE: OFlags = OFlags::RDWR.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 impl Union {
-    /// The partial file behind a name of the upper layer.
-    pub(crate) fn find_partial(
-        &self,
-        parent: &Arc<Node>,
-        name: &OsStr,
-        stat: &Statx,
-    ) -> Result<Option<Arc<Partial>>> {
-        let Some(partials) = self.partials.as_ref().filter(|partials| partials.any()) else {
-            return Ok(None);
-        };
-        if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::RegularFile {
-            return Ok(None);
-        }
-        let fail = |e| call(&self.path_in(parent, name), Step::Read, "its partial data", e);
-        let dir = self.upper_dir(parent)?;
-        load(partials, &self.layers, &dir, name).map_err(fail)
-    }
-
-    /// A lower layer that is the upper one of a union which has not completed it would show zeros.
-    ///
-    /// # Errors
-    /// EUCLEAN for a partial file. Only files with holes can be one, and only of them is it asked.
-    pub(crate) fn refuse_partial(
-        &self,
-        parent: &Arc<Node>,
-        name: &OsStr,
-        stat: &Statx,
-        part: Option<&Part>,
-    ) -> Result<()> {
-        let kind = FileType::from_raw_mode(stat.stx_mode.into());
-        let holes = stat.stx_blocks.saturating_mul(512) < stat.stx_size;
-        let Some(part) = part.filter(|_| kind == FileType::RegularFile && holes) else {
-            return Ok(());
-        };
-        let fail =
-            |e| call(&self.path_in(parent, name), Step::Read, "a layer with partial data", e);
-        let dir = self.layers[usize::from(part.layer.0)].open_dir(&part.dir)?;
-        let file = openat(&dir, &*part.name, READ, Mode::empty()).map_err(fail)?;
-        match fgetxattr(&file, self.namespace.attribute(ATTRIBUTE).as_str(), &mut [0_u8; 8]) {
-            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
-            Err(e) if e != Errno::RANGE => Err(fail(e)),
-            _ => Err(fail(Errno::UCLEAN)),
-        }
-    }
-
     /// Drops what is kept of a partial file beside it, once its last name is gone.
     pub(crate) fn settle_partial(&self, node: &Node) -> Result<()> {
         let Some(partial) = node.partial() else { return Ok(()) };
@@ -135,7 +89,7 @@ impl Union {
     }
 }
 
-fn load(
+pub(crate) fn load(
     partials: &Partials,
     layers: &[Layer],
     dir: &OwnedFd,

@@ -20,7 +20,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::error::{Error, Result, Step};
-use crate::node::{Node, NodeId};
+use crate::node::{Node, NodeId, Rest};
 use crate::partial::{Partial, Source};
 use crate::place::Parts;
 use crate::resolve::LayerIndex;
@@ -74,7 +74,14 @@ impl Union {
         }
         let stat = self.real_stat(node)?;
         let fail = |e| self.fail(node, Step::CopyUp, "copy-up", e);
-        let bytes = if data == Data::All { held_by(&stat) } else { 0 };
+        let held = match node.below().filter(|_| self.space.is_some()) {
+            None => held_by(&stat),
+            Some(part) => {
+                let file = self.open_part(node, &part)?;
+                held_by(&statx(&file, "", AtFlags::EMPTY_PATH, WANTED).map_err(fail)?)
+            }
+        };
+        let bytes = if data == Data::All { held } else { 0 };
         if let Some(space) = &self.space {
             space.take_inode().map_err(fail)?;
             space.take(bytes).inspect_err(|_| space.give_inode()).map_err(fail)?;
@@ -140,7 +147,7 @@ impl Union {
             body.anchor = Some(Arc::new(fd));
         }
         body.upper = true;
-        body.partial = partial;
+        body.rest = partial.map(|partial| Box::new(Rest::Partial(partial)));
         body.version += 1;
         if !node.is_dir() {
             body.lower = Parts::None;
@@ -174,7 +181,10 @@ impl Union {
                     open(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL).map_err(fail("openat"))?;
                 let from = self.reopen(node, &real, OFlags::RDONLY)?;
                 if data == Data::All {
-                    partial = self.copy_data(node, stat, &from, &to)?;
+                    partial = match node.below() {
+                        None => self.copy_data(node, &from, &to)?,
+                        Some(part) => self.copy_data(node, &self.open_part(node, &part)?, &to)?,
+                    };
                 }
                 Some((from, to))
             }
@@ -221,11 +231,12 @@ impl Union {
     fn copy_data(
         &self,
         node: &Arc<Node>,
-        stat: &Statx,
         from: &OwnedFd,
         to: &OwnedFd,
     ) -> Result<Option<Arc<Partial>>> {
-        let lower = node.body.read().lower.first().cloned();
+        let stat = statx(from, "", AtFlags::EMPTY_PATH, WANTED)
+            .map_err(|e| self.fail(node, Step::CopyUp, "statx", e))?;
+        let lower = node.below().or_else(|| node.body.read().lower.first().cloned());
         // What has no name any more goes with its last descriptor: no crash needs to be thought of.
         let named = node.place().is_some();
         if let (Some(partials), Some(part), true) = (&self.partials, lower, named) {
@@ -234,7 +245,7 @@ impl Union {
             }
             let layer = (self.layers.len() - 1).saturating_sub(usize::from(part.layer.0));
             let layer = u32::try_from(layer).unwrap_or(u32::MAX);
-            let source = Source { fd: from, stat, layer, path: part.path() };
+            let source = Source { fd: from, stat: &stat, layer, path: part.path() };
             let made = partials.make(to, &source);
             if let Some(partial) =
                 made.map_err(|e| self.fail(node, Step::CopyUp, "a partial file", e))?

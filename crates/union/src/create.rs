@@ -364,6 +364,7 @@ impl Union {
             return Err(refused(&self.path_in(&parent, name), Errno::PERM));
         }
         self.copy_up(&node, Data::All)?;
+        self.bring_data(&node, Data::All)?;
         self.copy_up(&parent, Data::All)?;
         let _change = node.change.lock();
         let _names = parent.names.write();

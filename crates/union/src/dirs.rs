@@ -44,6 +44,8 @@ struct Known {
     misses: AtomicU32,
     /// Hashes of all names, sorted; none where they are too many, or can't be read.
     names: OnceLock<Option<Box<[u64]>>>,
+    /// Whether files in it may have their data, or their first inode, elsewhere.
+    impure: OnceLock<bool>,
     all: Arc<AtomicUsize>,
 }
 
@@ -102,7 +104,12 @@ impl DirCache {
     pub fn put(&self, node: NodeId, layer: LayerIndex, fd: OwnedFd, path: PathBuf) -> LayerDir {
         let used = self.clock.load(Ordering::Relaxed);
         let all = Arc::clone(&self.all_names);
-        let known = Known { misses: AtomicU32::new(0), names: OnceLock::new(), all };
+        let known = Known {
+            misses: AtomicU32::new(0),
+            names: OnceLock::new(),
+            impure: OnceLock::new(),
+            all,
+        };
         let dir = LayerDir { fd: Arc::new(fd), path: Arc::from(path), known: Arc::new(known) };
         let mut map = self.open.lock();
         if map.len() >= OPEN_DIRS {
@@ -120,6 +127,21 @@ impl DirCache {
         let mut open = self.open.lock();
         for layer in (0..).map(LayerIndex).take(layers) {
             open.remove(&(node, layer));
+        }
+    }
+
+    /// Whether files of a directory may have their data, or their first inode, elsewhere; `ask` is asked once.
+    pub fn is_impure<E>(
+        &self,
+        dir: &LayerDir,
+        ask: impl FnOnce(&OwnedFd) -> Result<bool, E>,
+    ) -> Result<bool, E> {
+        match dir.known.impure.get() {
+            Some(known) => Ok(*known),
+            None => {
+                let impure = ask(&dir.fd)?;
+                Ok(*dir.known.impure.get_or_init(|| impure))
+            }
         }
     }
 

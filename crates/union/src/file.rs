@@ -63,7 +63,9 @@ impl Union {
         node.opens.fetch_add(1, Ordering::AcqRel);
         let opened = (|| {
             if writes {
-                self.copy_up(&node, if truncate { Data::None } else { Data::All })?;
+                let data = if truncate { Data::None } else { Data::All };
+                self.copy_up(&node, data)?;
+                self.bring_data(&node, data)?;
             }
             // A copy-up between the look and the open would leave a descriptor of the old inode.
             let _change = node.change.lock();
@@ -77,11 +79,19 @@ impl Union {
             // What is read of a partial file is in two files, and not where a direct read needs it.
             let direct = if partial.is_none() { flags & OFlags::DIRECT } else { OFlags::empty() };
             let real = self.real(&node)?;
-            let fd = Arc::new(self.reopen(&node, &real, access | cut | direct)?);
+            let fd = Arc::new(match node.below() {
+                None => self.reopen(&node, &real, access | cut | direct)?,
+                Some(part) => self.open_part(&node, &part)?,
+            });
             if truncate && limited {
                 self.cut(&node, &fd, 0)?;
             }
-            node.body.write().anchor.get_or_insert_with(|| Arc::clone(&fd));
+            let anchor = match node.below() {
+                None => Arc::clone(&fd),
+                // Attributes are in another inode than data.
+                Some(_) => Arc::new(self.reopen(&node, &real, OFlags::RDONLY)?),
+            };
+            node.body.write().anchor.get_or_insert(anchor);
             Ok((version, fd, access | direct))
         })();
         match opened {
@@ -167,7 +177,8 @@ impl Union {
     /// As [`Union::read`].
     pub fn backing(&self, open: &OpenFile) -> Result<Backing> {
         let fd = self.fd(open)?;
-        let in_upper = open.node.body.read().upper && open.node.partial().is_none();
+        let whole = open.node.partial().is_none() && open.node.below().is_none();
+        let in_upper = open.node.body.read().upper && whole;
         Ok(Backing { fd, in_upper })
     }
 

@@ -2,9 +2,10 @@
 //!
 //! Reading order: [`resolve`] (pure: what layers say, folded), `place` and `node` (what is known of what
 //! somebody holds), `dirs` and `stack` (find names and inodes), `attr`, `dir` and `file` (what is shown),
-//! `upper`, `copy_up`, `partial` and `complete` (how the upper layer gets it), `create`, `remove`, `rename`, `xattr`, `flags`.
+//! `upper`, `copy_up`, `partial`, `complete` and `below` (how the upper layer gets it), `create`, `remove`, `rename`, `xattr`, `flags`.
 
 mod attr;
+mod below;
 mod complete;
 mod copy_up;
 mod create;

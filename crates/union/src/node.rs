@@ -18,7 +18,7 @@ use parking_lot::{Mutex, RwLock};
 use rustix::fs::FileType;
 
 use crate::partial::Partial;
-use crate::place::{Parts, Place, Places};
+use crate::place::{Part, Parts, Place, Places};
 use crate::resolve::LayerIndex;
 
 /// The number of a node, never used again in a union's life; 1 is the root.
@@ -39,10 +39,19 @@ pub(crate) struct Body {
     pub lower: Parts,
     /// The present inode, while it is open or after its last name is gone.
     pub anchor: Option<Arc<OwnedFd>>,
-    /// Set where the upper layer has only a part of its data.
-    pub partial: Option<Arc<Partial>>,
+    /// Set where its data is not, or not all, in its inode.
+    pub rest: Option<Box<Rest>>,
     /// Grows when reads must go to another inode: open files look again.
     pub version: u32,
+}
+
+/// Where the data of a file is that its own inode has not.
+#[derive(Debug)]
+pub(crate) enum Rest {
+    /// A part of it is in the upper layer.
+    Partial(Arc<Partial>),
+    /// All of it is in a layer below, which a file without data stands for.
+    Below(Part),
 }
 
 #[derive(Debug)]
@@ -88,7 +97,18 @@ impl Node {
 
     /// What reads and writes it, while the upper layer has only a part of its data.
     pub fn partial(&self) -> Option<Arc<Partial>> {
-        self.body.read().partial.as_ref().filter(|partial| !partial.is_complete()).cloned()
+        match self.body.read().rest.as_deref() {
+            Some(Rest::Partial(partial)) if !partial.is_complete() => Some(Arc::clone(partial)),
+            _ => None,
+        }
+    }
+
+    /// The file that has its data, where its inode has none.
+    pub fn below(&self) -> Option<Part> {
+        match self.body.read().rest.as_deref() {
+            Some(Rest::Below(part)) => Some(part.clone()),
+            _ => None,
+        }
     }
 
     pub fn is_dir(&self) -> bool {

@@ -98,7 +98,10 @@ impl Union {
         self.copy_up(&b.parent, Data::All)?;
         if let (Some(target), true) = (&b.node, exchange) {
             self.copy_up(target, Data::All)?;
+            self.bring_data(target, Data::All)?;
         }
+        // Without a name of its own a file would not find its data again.
+        self.bring_data(source, Data::All)?;
         let moves_dirs =
             source.is_dir() || (exchange && b.node.as_ref().is_some_and(|n| n.is_dir()));
         let _moving = moves_dirs.then(|| self.moving.lock());

@@ -81,7 +81,7 @@ pub(crate) enum Real {
 }
 
 /// A directory of a lower layer to look in.
-enum Within {
+pub(crate) enum Within {
     /// One that the parent merges.
     Part(Part),
     /// One that a redirect names.
@@ -346,17 +346,12 @@ impl Union {
         };
         let upper = self.upper.is_some() && layer.0 == 0;
         let lower = stats.into_iter().filter_map(|(.., part)| part).collect();
-        let partial = if upper {
-            self.find_partial(parent, name, &stat)?
-        } else {
-            self.refuse_partial(parent, name, &stat, shown_by.as_ref())?;
-            None
-        };
-        Ok(Some(Name { stat, layer, body: Body { upper, lower, partial, ..Body::default() } }))
+        let rest = self.find_rest(parent, name, (layer, shown_by.as_ref()), &stat, below)?;
+        Ok(Some(Name { stat, layer, body: Body { upper, lower, rest, ..Body::default() } }))
     }
 
     /// What a lower layer says about a name, with its place where it has it.
-    fn probe_within(
+    pub(crate) fn probe_within(
         &self,
         parent: NodeId,
         within: Within,
@@ -392,7 +387,7 @@ impl Union {
     }
 
     /// Where the layers below `index` are searched for a directory that says `target`.
-    fn redirected(
+    pub(crate) fn redirected(
         &self,
         index: LayerIndex,
         target: &Path,
@@ -524,6 +519,31 @@ impl Union {
             None => Arc::new(layer.open_dir(&part.dir)?),
         };
         Ok(Real::At(dir, part.name.to_os_string()))
+    }
+
+    /// The directory that a part is in, which `parent` mostly has open.
+    pub(crate) fn dir_of_part(&self, parent: &Arc<Node>, part: &Part) -> Result<Arc<OwnedFd>> {
+        match self.dirs.peek(parent.id, part.layer) {
+            Some(dir) if dir.path == part.dir => Ok(dir.fd),
+            _ => Ok(Arc::new(self.layers[usize::from(part.layer.0)].open_dir(&part.dir)?)),
+        }
+    }
+
+    /// Whether files of a directory of a layer may have their data, or their first inode, elsewhere.
+    pub(crate) fn is_impure(
+        &self,
+        node: &Node,
+        layer: LayerIndex,
+        path: Option<&Path>,
+        dir: &OwnedFd,
+    ) -> std::result::Result<bool, Errno> {
+        let ask = |dir: &OwnedFd| mark::is_impure(dir, self.namespace);
+        match self.dirs.peek(node.id, layer) {
+            Some(known) if path.is_none_or(|path| *path == *known.path) => {
+                self.dirs.is_impure(&known, ask)
+            }
+            _ => ask(dir),
+        }
     }
 
     /// The path of a name, for messages.
