@@ -3,7 +3,7 @@
 # committed, run again, frozen and taken back, with each backend; two containers don't see each other; a kill -9 of
 # Strata leaves everything as it was; 121 layers run like one; podman loads what was committed, and has the same tree.
 . "$(dirname "$0")/lib.sh"
-need podman skopeo docker-registry curl jq
+need podman skopeo umoci docker-registry curl jq python3
 images nginx:1 many:120 busybox:1
 strata_binary
 scratch ext4 8G
@@ -93,22 +93,67 @@ expect "$(echo in | strata run --rm -i "$busybox" cat)" in 'standard input'
 expect "$(strata run --rm "$registry_at/many:120" cat /layers/top)" 120 'the top of 121 layers'
 expect "$(strata run --rm --backend fuse "$registry_at/many:120" sh -c 'wc -l </layers/log')" 120 'the log of 121 layers'
 
-# Out to podman: the tree that the container had.
-strata save --format docker-archive -o "$D/saved.tar" localhost/web-fuse:2
-mkdir -p "$D/m"
-strata mount -o "lowerdir=$(strata layers --json localhost/web-fuse:2 | jq -r '[.[].path] | join(":")')" "$D/m"
-whole_tree "$D/m" | sed 's/ nl=[0-9]*//' >"$D/ours"
-unmount "$D/m"
+# Out to podman and to Docker's tools: the tree that the container had.
+tree_of() { whole_tree "$1" | sed 's/ nl=[0-9]*//'; }
+strata_tree() { # IMAGE
+  mkdir -p "$D/m"
+  strata mount -o "lowerdir=$(strata layers --json "$1" | jq -r '[.[].path] | join(":")')" "$D/m"
+  tree_of "$D/m"
+  unmount "$D/m"
+}
 P() { podman --root "$D/graph" --runroot "$D/runroot" --storage-driver overlay "$@"; }
-P load -q -i "$D/saved.tar" >/dev/null
-view=$(P image mount localhost/web-fuse:2)
-whole_tree "$view" | sed 's/ nl=[0-9]*//' >"$D/theirs"
-P image umount localhost/web-fuse:2 >/dev/null
-diff "$D/theirs" "$D/ours" >"$D/diff" || { head -n 20 "$D/diff"; fail 'podman has another tree of the committed image'; }
-echo "committed and loaded by podman: $(wc -l <"$D/ours") paths equal"
+podman_tree() { # IMAGE
+  tree_of "$(P image mount "$1")"
+  P image umount "$1" >/dev/null
+}
+same() { diff "$1" "$2" >"$D/diff" || { head -n 20 "$D/diff"; fail "$3"; }; }
+for backend in kernel fuse; do
+  image=localhost/web-$backend:2
+  strata_tree "$image" >"$D/ours"
+  strata save --format docker-archive -o "$D/saved.tar" "$image"
+  P load -q -i "$D/saved.tar" >/dev/null
+  podman_tree "$image" >"$D/theirs"
+  same "$D/theirs" "$D/ours" "podman has another tree of the image committed by the $backend backend"
+  strata save --format oci-archive -o "$D/saved.oci.tar" "$image"
+  rm -rf "$D/layout" "$D/bundle"
+  skopeo copy -q "oci-archive:$D/saved.oci.tar" "oci:$D/layout:2"
+  umoci unpack --image "$D/layout:2" "$D/bundle" >/dev/null 2>&1
+  tree_of "$D/bundle/rootfs" >"$D/theirs"
+  same "$D/theirs" "$D/ours" "umoci has another tree of the image committed by the $backend backend"
+  echo "committed by $backend, loaded by podman and by umoci: $(wc -l <"$D/ours") paths equal"
+done
+
+# The reverse: a container of podman's, committed by it, and by umoci.
+container=$(P create localhost/web-fuse:2 true)
+view=$(P mount "$container")
+rm -r "$view/usr/share/nginx/html"
+mkdir "$view/usr/share/nginx/html"
+echo podman >"$view/usr/share/nginx/html/page.html"
+ln "$view/usr/share/nginx/html/page.html" "$view/srv/link"
+setfattr -n user.told -v by-podman "$view/srv/link"
+P umount "$container" >/dev/null
+P commit -q "$container" localhost/back:1 >/dev/null
+P save -q --format docker-archive -o "$D/back.tar" localhost/back:1
+strata load -i "$D/back.tar" >/dev/null
+podman_tree localhost/back:1 >"$D/theirs"
+strata_tree localhost/back:1 >"$D/ours"
+same "$D/theirs" "$D/ours" 'the image of podman has another tree here'
+expect "$(strata run --rm localhost/back:1 cat /srv/link)" podman 'a file of the image of podman'
+rm -r "$D/bundle/rootfs/etc/nginx/conf.d"
+echo umoci >"$D/bundle/rootfs/srv/umoci"
+# umoci lists only directories that changed: those on the way to what did are to be among them, for a layer is unpacked
+# here without what lies below it, and has a time of its own for a directory that it does not list.
+touch "$D/bundle/rootfs/etc"
+umoci repack --image "$D/layout:3" "$D/bundle" >/dev/null 2>&1
+umoci unpack --image "$D/layout:3" "$D/again" >/dev/null 2>&1
+tree_of "$D/again/rootfs" >"$D/theirs"
+strata pull -q "oci:$D/layout:3" >/dev/null
+strata_tree localhost/layout:3 >"$D/ours"
+same "$D/theirs" "$D/ours" 'the image of umoci has another tree here'
+echo "committed by podman and by umoci, loaded here: $(wc -l <"$D/ours") paths equal"
 
 # Nothing is left.
-strata rmi localhost/web-kernel:2 localhost/web-fuse:2 "$nginx" "$busybox" "$registry_at/many:120" >/dev/null
+strata rmi localhost/web-kernel:2 localhost/web-fuse:2 localhost/back:1 localhost/layout:3 "$nginx" "$busybox" "$registry_at/many:120" >/dev/null
 strata check
 expect "$(strata df --json | jq .layers)" 0 'layers that are left'
 [ -z "$(strata ps -aq)" ] || fail 'containers are left'

@@ -47,6 +47,6 @@ have() { # NAME:TAG
   jq -e --arg t "${1#*:}" 'any(.manifests[]; .annotations["org.opencontainers.image.ref.name"] == $t)' \
     "$cache/corpus/oci/${1%:*}/index.json" >/dev/null 2>&1
 }
-for image in debian:bookworm busybox:1 nginx:1 edge:1 many:120; do
+for image in debian:bookworm busybox:1 nginx:1 edge:1 many:120 postgres:15; do
   have "$image" || again env OUT="$cache/corpus" bash "$make" "$image"
 done
