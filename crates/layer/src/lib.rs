@@ -8,6 +8,7 @@
 
 pub mod error;
 pub mod mark;
+pub mod origin;
 pub mod probe;
 
 pub use error::{Error, Result, Step};

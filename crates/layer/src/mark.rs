@@ -123,6 +123,14 @@ pub fn is_impure(dir: impl AsFd, namespace: Namespace) -> Result<bool, Errno> {
     Ok(value(dir, &namespace.attribute("impure"))?.is_some())
 }
 
+/// Says so of the directory behind `dir`.
+///
+/// # Errors
+/// As [`set_opaque`].
+pub fn set_impure(dir: impl AsFd, namespace: Namespace) -> Result<(), Errno> {
+    fsetxattr(dir, namespace.attribute("impure").as_str(), b"y", XattrFlags::empty())
+}
+
 /// Whether the file behind `file` has no data of its own: a layer below has it, under the same name or where its
 /// [`redirect`] leads.
 ///

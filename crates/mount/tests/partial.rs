@@ -114,5 +114,7 @@ fn attributes_change_without_the_data() {
     assert_eq!(&fs::read(&path).unwrap()[..8], b"one file");
     fs::remove_file(&path).unwrap();
     assert_eq!(fs::read(scene.path("again")).unwrap().len(), SIZE);
-    assert_eq!(fs::metadata(scene.path("again")).unwrap().blocks() * 512, SIZE as u64);
+    // A block may hold attributes.
+    let shown = fs::metadata(scene.path("again")).unwrap().blocks() * 512;
+    assert!((SIZE..SIZE + 8192).contains(&(shown as usize)), "{shown}");
 }

@@ -9,6 +9,7 @@ pub mod control;
 pub mod copy;
 pub mod detached;
 pub mod error;
+pub mod handle;
 pub mod memory;
 pub mod namespace;
 pub mod privilege;

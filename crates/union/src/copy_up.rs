@@ -133,10 +133,12 @@ impl Union {
         };
         // Other names of the same inode follow it, or they would show the old data.
         for place in names {
+            self.mark_impure(&place.parent)?;
             let dir = self.upper_dir(&place.parent)?;
             same_times(&dir, || linkat(&upper.work, temp, &*dir, &*place.name, AtFlags::empty()))
                 .map_err(fail("linkat"))?;
         }
+        self.mark_impure(&first.parent)?;
         let dir = self.upper_dir(&first.parent)?;
         same_times(&dir, || {
             renameat_with(&upper.work, temp, &*dir, &*first.name, RenameFlags::NOREPLACE)
@@ -206,6 +208,7 @@ impl Union {
             }
         };
         let Some((from, to)) = fds else {
+            self.mark_origin(node, stat, &real, &upper.work, temp)?;
             given(chownat(&upper.work, temp, uid, gid, nofollow)).map_err(fail("fchownat"))?;
             if node.kind != FileType::Symlink {
                 chmodat(&upper.work, temp, mode, AtFlags::empty()).map_err(fail("fchmodat"))?;
@@ -217,6 +220,7 @@ impl Union {
         // change drops set-user-ID.
         given(fchown(&to, uid, gid)).map_err(fail("fchown"))?;
         self.copy_attributes(&from, &to).map_err(fail("fsetxattr"))?;
+        self.mark_origin(node, stat, &real, &upper.work, temp)?;
         fchmod(&to, mode).map_err(fail("fchmod"))?;
         futimens(&to, &times(stat)).map_err(fail("futimens"))?;
         // A partial file has no data that could be missing after the rename.

@@ -175,7 +175,7 @@ impl Union {
         let stat = statx(&*dir, name, AtFlags::SYMLINK_NOFOLLOW, WANTED)
             .map_err(|e| call(&self.path_in(parent, name), Step::Publish, "statx", e))?;
         let body = Body { upper: true, ..Body::default() };
-        let found = Name { stat, layer: LayerIndex(0), body };
+        let found = Name { stat, layer: LayerIndex(0), body, ino: None };
         let place = Place::new(parent, name);
         Ok(self.table.enter(Some(place), self.candidate(found)).0)
     }
@@ -342,7 +342,7 @@ impl Union {
         fchmod(&fd, bits).map_err(fail("fchmod"))?;
         let stat = statx(&fd, "", AtFlags::EMPTY_PATH, WANTED).map_err(fail("statx"))?;
         let body = Body { upper: true, ..Body::default() };
-        let found = Name { stat, layer: LayerIndex(0), body };
+        let found = Name { stat, layer: LayerIndex(0), body, ino: None };
         let (node, _) = self.table.enter(None, self.candidate(found));
         let open = self.opened(&node, fd);
         if let Some(space) = &self.space {
@@ -366,6 +366,10 @@ impl Union {
         self.copy_up(&node, Data::All)?;
         self.bring_data(&node, Data::All)?;
         self.copy_up(&parent, Data::All)?;
+        let names = node.places.read().clone();
+        for place in names.iter() {
+            self.hand_impurity_on(&place.parent, &parent)?;
+        }
         let _change = node.change.lock();
         let _names = parent.names.write();
         self.absent(&parent, name)?;

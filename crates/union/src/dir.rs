@@ -120,6 +120,8 @@ impl Union {
             let stat = statx(&fd, "", AtFlags::EMPTY_PATH, WANTED).map_err(fail("statx"))?;
             let device = device(&stat);
             let in_upper = self.upper.is_some() && index.0 == 0;
+            let impure =
+                in_upper && self.is_impure(node, index, None, &fd).map_err(fail("fgetxattr"))?;
             let whiteouts = layer.has_attribute_whiteouts(&fd)?;
             let mut hidden = Vec::new();
             let from = shown.len();
@@ -157,6 +159,11 @@ impl Union {
                 };
                 let ino = match self.table.ino(node.id, name) {
                     Some(ino) => ino,
+                    // Copies and merged directories have another number than their inodes.
+                    None if in_upper && (impure || merges && kind == FileType::Directory) => {
+                        let found = self.find(node, name)?.map(|found| self.candidate(found).ino);
+                        found.unwrap_or_else(|| self.shown_ino(device, entry.ino()))
+                    }
                     None => self.shown_ino(device, entry.ino()),
                 };
                 shown.push(DirEntry { name: name.to_owned(), ino, kind });

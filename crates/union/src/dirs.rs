@@ -45,7 +45,7 @@ struct Known {
     /// Hashes of all names, sorted; none where they are too many, or can't be read.
     names: OnceLock<Option<Box<[u64]>>>,
     /// Whether files in it may have their data, or their first inode, elsewhere.
-    impure: OnceLock<bool>,
+    impure: Mutex<Option<bool>>,
     all: Arc<AtomicUsize>,
 }
 
@@ -107,7 +107,7 @@ impl DirCache {
         let known = Known {
             misses: AtomicU32::new(0),
             names: OnceLock::new(),
-            impure: OnceLock::new(),
+            impure: Mutex::default(),
             all,
         };
         let dir = LayerDir { fd: Arc::new(fd), path: Arc::from(path), known: Arc::new(known) };
@@ -136,13 +136,16 @@ impl DirCache {
         dir: &LayerDir,
         ask: impl FnOnce(&OwnedFd) -> Result<bool, E>,
     ) -> Result<bool, E> {
-        match dir.known.impure.get() {
-            Some(known) => Ok(*known),
-            None => {
-                let impure = ask(&dir.fd)?;
-                Ok(*dir.known.impure.get_or_init(|| impure))
-            }
+        let mut known = dir.known.impure.lock();
+        match *known {
+            Some(known) => Ok(known),
+            None => Ok(*known.insert(ask(&dir.fd)?)),
         }
+    }
+
+    /// They may from now on.
+    pub fn set_impure(&self, dir: &LayerDir) {
+        *dir.known.impure.lock() = Some(true);
     }
 
     /// Whether a directory of a lower layer is known to say nothing about `name`.

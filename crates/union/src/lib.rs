@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`resolve`] (pure: what layers say, folded), `place` and `node` (what is known of what
 //! somebody holds), `dirs` and `stack` (find names and inodes), `attr`, `dir` and `file` (what is shown),
-//! `upper`, `copy_up`, `partial`, `complete` and `below` (how the upper layer gets it), `create`, `remove`, `rename`, `xattr`, `flags`.
+//! `upper`, `copy_up`, `partial`, `complete`, `below` and `origin` (how the upper layer gets it), `create`, `remove`, `rename`, `xattr`, `flags`.
 
 mod attr;
 mod below;
@@ -15,6 +15,7 @@ pub mod error;
 mod file;
 mod flags;
 mod node;
+mod origin;
 mod partial;
 mod place;
 mod remove;

@@ -102,6 +102,10 @@ impl Union {
         }
         // Without a name of its own a file would not find its data again.
         self.bring_data(source, Data::All)?;
+        self.hand_impurity_on(&a.parent, &b.parent)?;
+        if exchange {
+            self.hand_impurity_on(&b.parent, &a.parent)?;
+        }
         let moves_dirs =
             source.is_dir() || (exchange && b.node.as_ref().is_some_and(|n| n.is_dir()));
         let _moving = moves_dirs.then(|| self.moving.lock());

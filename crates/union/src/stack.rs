@@ -61,6 +61,8 @@ pub struct Union {
     dirs: DirCache,
     /// The file systems of the layers; an inode number is unique on one.
     devices: Vec<u64>,
+    /// The same with their UUIDs, zeros for one that has none.
+    pub(crate) file_systems: Vec<(u64, [u8; 16])>,
 }
 
 /// What a name or a node shows.
@@ -93,6 +95,8 @@ pub(crate) struct Name {
     pub stat: Statx,
     pub layer: LayerIndex,
     pub body: Body,
+    /// The inode number that is shown, where it is not that of `stat`.
+    pub ino: Option<u64>,
 }
 
 impl Union {
@@ -115,6 +119,7 @@ impl Union {
         }
         let root = Path::new("");
         let mut devices = Vec::new();
+        let mut file_systems = Vec::new();
         let mut first = None;
         for layer in &layers {
             let fd = layer.open_dir(root)?;
@@ -123,6 +128,7 @@ impl Union {
             let device = device(&stat);
             if !devices.contains(&device) {
                 devices.push(device);
+                file_systems.push((device, sys::handle::uuid(&fd).unwrap_or_default()));
             }
             first.get_or_insert(stat);
         }
@@ -162,6 +168,7 @@ impl Union {
             moves: AtomicU64::new(0),
             dirs,
             devices,
+            file_systems,
         })
     }
 
@@ -289,7 +296,9 @@ impl Union {
         let kind = FileType::from_raw_mode(found.stat.stx_mode.into());
         let several = found.stat.stx_nlink > 1 && kind != FileType::Directory;
         Candidate {
-            ino: number(&self.devices, device(&found.stat), found.stat.stx_ino),
+            ino: found
+                .ino
+                .unwrap_or_else(|| self.shown_ino(device(&found.stat), found.stat.stx_ino)),
             kind,
             inode: several.then(|| inode(found.layer, &found.stat)),
             body: found.body,
@@ -335,6 +344,7 @@ impl Union {
             }))
         });
         let found = resolve(probes)?;
+        let is_dir = matches!(found, Some(Found::Dir(_)));
         let shown = match &found {
             None => return Ok(None),
             Some(Found::Leaf(index)) => vec![*index],
@@ -345,9 +355,15 @@ impl Union {
             return Ok(None);
         };
         let upper = self.upper.is_some() && layer.0 == 0;
+        let ino = match stats.get(1) {
+            // What is shown of a merged directory does not depend on whether it was copied up.
+            Some((_, lower, _)) if upper => Some(self.shown_ino(device(lower), lower.stx_ino)),
+            None if upper && !is_dir => self.origin_ino(parent, name)?,
+            _ => None,
+        };
         let lower = stats.into_iter().filter_map(|(.., part)| part).collect();
         let rest = self.find_rest(parent, name, (layer, shown_by.as_ref()), &stat, below)?;
-        Ok(Some(Name { stat, layer, body: Body { upper, lower, rest, ..Body::default() } }))
+        Ok(Some(Name { stat, layer, body: Body { upper, lower, rest, ..Body::default() }, ino }))
     }
 
     /// What a lower layer says about a name, with its place where it has it.
@@ -543,6 +559,13 @@ impl Union {
                 self.dirs.is_impure(&known, ask)
             }
             _ => ask(dir),
+        }
+    }
+
+    /// A directory of the upper layer was marked as impure.
+    pub(crate) fn now_impure(&self, node: &Node) {
+        if let Some(dir) = self.dirs.peek(node.id, LayerIndex(0)) {
+            self.dirs.set_impure(&dir);
         }
     }
 
