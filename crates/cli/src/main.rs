@@ -50,6 +50,8 @@ enum Strata {
     Start(commands::start::Args),
     Stop(commands::stop::Args),
     Try(commands::try_::Args),
+    #[command(visible_alias = "unmount")]
+    Umount(commands::mount::UnmountArgs),
 }
 
 /// What this program is executed for by itself.
@@ -110,6 +112,7 @@ fn main() -> ExitCode {
         Strata::Start(args) => commands::start::run(&args),
         Strata::Stop(args) => commands::stop::run(&args),
         Strata::Try(args) => commands::try_::run(&args),
+        Strata::Umount(args) => commands::mount::unmount(&args).map(|()| ExitCode::SUCCESS),
     };
     match result {
         Ok(code) => code,

@@ -166,6 +166,45 @@ fn what_runs_can_be_entered_and_ended_and_the_truth_is_told() {
 }
 
 #[test]
+fn a_tree_is_mounted_at_a_path_and_nobody_else_has_it_then() {
+    let Some(scene) = Scene::new() else { return };
+    let at = scene.temp.path().join("seen");
+    fs::create_dir(&at).expect("a directory");
+    let path = at.to_str().expect("text");
+    scene.good(&["create", "--name", "box", "base", "cat", "/srv/x"]);
+    for killed in [false, true] {
+        assert_eq!(scene.good(&["mount", "box", path]).trim(), path);
+        assert_eq!(fs::read_to_string(at.join("etc/motd")).expect("a file"), "hello\n");
+        fs::create_dir_all(at.join("srv")).expect("a directory");
+        fs::write(at.join("srv/x"), format!("killed: {killed}\n")).expect("a file");
+        assert_eq!(scene.status("box"), "mounted");
+        for args in [vec!["start", "box"], vec!["rm", "-f", "box"], vec!["mount", "box", path]] {
+            assert!(scene.bad(&args).contains("box is mounted; strata umount"), "{args:?}");
+        }
+        assert_eq!(scene.good(&["diff", "box"]), "A /srv\nA /srv/x\n");
+        if killed {
+            let daemon =
+                Command::new("pgrep").args(["-f", &format!("serving.*-- {path}$")]).output();
+            let daemon = String::from_utf8(daemon.expect("pgrep runs").stdout).expect("text");
+            assert!(
+                Command::new("kill").args(["-9", daemon.trim()]).status().expect("kill").success()
+            );
+            scene.wait("box", "exited");
+            assert!(Command::new("umount").arg(path).status().expect("umount").success());
+        } else {
+            scene.good(&["umount", "box"]);
+        }
+        assert_eq!(scene.good(&["start", "-a", "box"]), format!("killed: {killed}\n"));
+    }
+    assert!(scene.bad(&["umount", "box"]).contains("is not mounted"));
+    assert!(scene.bad(&["mount", "bix", path]).contains("no container \"bix\""));
+    let own = scene.good(&["mount", "box"]);
+    assert!(fs::read_to_string(PathBuf::from(own.trim()).join("srv/x")).is_ok(), "{own}");
+    scene.good(&["umount", "box"]);
+    scene.good(&["rm", "box"]);
+}
+
+#[test]
 fn a_container_whose_daemon_dies_ends_and_starts_again_with_its_data() {
     let Some(scene) = Scene::new() else { return };
     let waits = ["run", "-d", "--backend", "fuse", "--name", "box", "base", "sleep", "600"];

@@ -16,6 +16,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -142,6 +143,8 @@ pub enum Status {
     Created,
     /// It runs.
     Running,
+    /// It does not run, and its tree is mounted at a path of this machine.
+    Mounted,
     /// It ran.
     Exited,
 }
@@ -166,7 +169,13 @@ pub struct Container {
 /// Held by who may change a container.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl AsFd for Lock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 pub(crate) fn seconds() -> i64 {
@@ -263,7 +272,7 @@ impl Container {
     /// [`Error::Io`].
     pub fn status(&self) -> Result<Status> {
         if self.lock()?.is_none() {
-            return Ok(Status::Running);
+            return Ok(if self.is_mounted() { Status::Mounted } else { Status::Running });
         }
         let started = self.state().started != 0 || self.dir.join("started").exists();
         Ok(if started { Status::Exited } else { Status::Created })
@@ -279,7 +288,7 @@ impl Container {
         let file = options.create(true).truncate(false).write(true).open(&path);
         let file = file.map_err(|e| Error::io("open", &path, e))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Lock { _file: file })),
+            Ok(()) => Ok(Some(Lock { file })),
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(e) => Err(Error::io("lock", &path, e)),
         }
@@ -297,7 +306,10 @@ impl Container {
             }
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
-        let (state, advice) = ("is running", "stop it first");
+        let (state, advice) = match self.is_mounted() {
+            true => ("is mounted", "strata umount it first"),
+            false => ("is running", "stop it first"),
+        };
         Err(Error::State { name: self.name.clone(), state, advice })
     }
 

@@ -85,7 +85,7 @@ pub struct Shown {
 /// [`Error::View`] with what each means said.
 pub fn show(layers: &Layers, at: &Path, choice: Choice, exe: &Path) -> Result<Shown> {
     let fuse = |why: String| {
-        let daemon = serve(layers, at, exe)?;
+        let daemon = serve(layers, at, exe, true)?;
         Ok(Shown { backend: Backend::Fuse, why, daemon: Some(daemon) })
     };
     if choice == Choice::Fuse {
@@ -215,7 +215,8 @@ fn escaped(path: &Path) -> OsString {
     OsString::from_vec(bytes)
 }
 
-fn serve(layers: &Layers, at: &Path, exe: &Path) -> Result<Child> {
+/// Shows `layers` at `at` by our union; the daemon, which ends with this process where it is to be `ours`.
+pub(crate) fn serve(layers: &Layers, at: &Path, exe: &Path, ours: bool) -> Result<Child> {
     let fail = |why: String| Error::View { at: at.to_owned(), why };
     let mut options = options(layers);
     // `commit`, `diff` and `snapshot` read the upper layer as it is.
@@ -229,7 +230,11 @@ fn serve(layers: &Layers, at: &Path, exe: &Path) -> Result<Child> {
         options.push(",squash_to_root");
     }
     let mut command = Command::new(exe);
-    command.arg0("strata").args(["mount", "--serving", "--with-parent", "-o"]).arg(options);
+    command.arg0("strata").args(["mount", "--serving"]);
+    if ours {
+        command.arg("--with-parent");
+    }
+    command.arg("-o").arg(options);
     command.arg("--").arg(at).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child =
         command.spawn().map_err(|e| fail(format!("the FUSE daemon can't be started: {e}")))?;

@@ -77,6 +77,7 @@ fn prepare(
     let store = Store::open(root)?;
     let container = Container::find(&store, id)?;
     let lock = container.lock_stopped()?;
+    container.forget_mount()?;
     container.mend(&store)?;
     let signals = Signals::hold_all().map_err(|e| Error::io("hold", "signals", e))?;
     let users = Users::for_container();

@@ -8,15 +8,24 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, bail};
+use containers::Container;
 use mount::Options;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Mount a union of layers, and return once it serves; umount(8) and `fusermount3 -u` end it
+use super::place::Place;
+
+/// Mount a union of layers or a container's tree, and return once it serves
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  strata mount -o lowerdir=B:A,upperdir=U,workdir=W /mnt")]
+#[command(after_help = "Examples:
+  strata mount -o lowerdir=B:A,upperdir=U,workdir=W /mnt
+  strata mount web /mnt
+
+umount(8) and fusermount3 -u end a union, strata umount that of a container.")]
 pub struct Args {
+    #[command(flatten)]
+    place: Place,
     /// lowerdir=UPPERMOST:…:LOWEST[,upperdir=DIR,workdir=DIR][,OPTION…]
-    #[arg(short = 'o', required = true)]
+    #[arg(short = 'o')]
     options: Vec<OsString>,
     /// Stay in front
     #[arg(short, long = "foreground")]
@@ -36,9 +45,45 @@ pub struct Args {
     /// End with the process that started us
     #[arg(long, hide = true)]
     with_parent: bool,
-    /// Where the union is shown; a source before it, as mount(8) gives, is ignored
-    #[arg(required = true, num_args = 1..=2, value_name = "MOUNTPOINT")]
+    /// Where the union is shown; a source before it, as mount(8) gives, is ignored. Without options a container, and
+    /// where its tree is shown: in its own directory otherwise, whose path is printed
+    #[arg(required = true, num_args = 1..=2, value_name = "CONTAINER|MOUNTPOINT")]
     places: Vec<PathBuf>,
+}
+
+/// Unmount containers' trees
+#[derive(Debug, clap::Args)]
+pub struct UnmountArgs {
+    #[command(flatten)]
+    place: Place,
+    /// Names or ids
+    #[arg(required = true)]
+    containers: Vec<String>,
+}
+
+pub fn unmount(args: &UnmountArgs) -> anyhow::Result<()> {
+    let store = args.place.open()?;
+    for name in &args.containers {
+        Container::find(&store, name)?.unmount()?;
+        writeln!(std::io::stdout(), "{name}")?;
+    }
+    Ok(())
+}
+
+fn container(args: &Args) -> anyhow::Result<()> {
+    let (Some(name), at) = (args.places.first().and_then(|name| name.to_str()), args.places.get(1))
+    else {
+        bail!("no container and no options given");
+    };
+    let store = args.place.open()?;
+    let found = Container::find(&store, name);
+    let container =
+        found.context("without -o lowerdir=… a container is mounted; see strata mount --help")?;
+    let at = at.cloned().unwrap_or_else(|| container.dir.join("merged"));
+    let at = std::fs::canonicalize(&at).with_context(|| format!("no mountpoint {at:?}"))?;
+    container.mount(&store, &at, Path::new("/proc/self/exe"))?;
+    writeln!(std::io::stdout(), "{}", at.display())?;
+    Ok(())
 }
 
 /// Runs under a name that is not ours: the arguments as `strata mount` takes them, or the answer to a question that
@@ -63,6 +108,9 @@ pub fn by_name(args: &[OsString]) -> Option<Result<Vec<OsString>, ExitCode>> {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    if args.options.is_empty() && !args.serving {
+        return container(args);
+    }
     let parsed = Options::parse(&args.options).map_err(anyhow::Error::msg)?;
     if !args.serving {
         for warning in &parsed.warnings {

@@ -80,6 +80,7 @@ fn table(out: &mut impl Write, lines: &[Line]) -> anyhow::Result<()> {
             let status = match (line.status, line.exit_code) {
                 (Status::Created, _) => "created".to_owned(),
                 (Status::Running, _) => "running".to_owned(),
+                (Status::Mounted, _) => "mounted".to_owned(),
                 (Status::Exited, Some(code)) => format!("exited {code}"),
                 (Status::Exited, None) => "was cut off".to_owned(),
             };
