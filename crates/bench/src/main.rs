@@ -1,8 +1,9 @@
 //! `strata-bench`: the same work on the kernel's overlayfs, on fuse-overlayfs and on Strata, in turn, round after round.
 //!
 //! Reading order: [`scene`] (the layers, on a tmpfs of their own), [`subject`] (who is measured), [`row`] (what is
-//! measured), [`report`] (medians, ratios, JSON), [`page`] (the page and the plot in docs/).
+//! measured), [`containers`] (containers, beside podman's), [`report`] (medians, ratios, JSON), [`page`] (the page and the plot in docs/).
 
+mod containers;
 mod page;
 mod report;
 mod row;
@@ -45,6 +46,12 @@ struct Args {
     /// Write performance.md and performance.svg into this directory
     #[arg(long)]
     page: Option<PathBuf>,
+    /// Containers alone: made, run, compared and committed, beside podman
+    #[arg(long)]
+    containers: bool,
+    /// We are in a mount namespace of our own
+    #[arg(long, hide = true)]
+    isolated: bool,
     /// The peer to measure
     #[arg(long, default_value = "fuse-overlayfs")]
     fuse_overlayfs: PathBuf,
@@ -67,6 +74,22 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let (scale, rounds) =
         if args.quick { (Scale::QUICK, 1) } else { (Scale::FULL, args.rounds.max(1)) };
     let subjects = subjects(args)?;
+    if args.containers && args.isolated {
+        let own = std::env::current_exe()?.with_file_name("strata");
+        let figures = containers::measure(&own, rounds)?;
+        print!("{}", containers::table(&figures));
+        if let Some(path) = &args.json {
+            std::fs::write(path, serde_json::to_vec_pretty(&figures)?)
+                .with_context(|| format!("writing {}", path.display()))?;
+        }
+        return Ok(());
+    }
+    if args.containers || args.quick {
+        isolated(args, rounds)?;
+        if args.containers {
+            return Ok(());
+        }
+    }
     let scene = Scene::new(args.dir.as_deref(), &scale).context("making the layers")?;
     let rows: Vec<_> = ROWS
         .iter()
@@ -102,6 +125,20 @@ fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Measures containers in a mount namespace, which takes all mounts with it, and where the second hierarchy of a machine
+/// with control groups of both versions is out of sight: crun, by which podman runs containers, refuses both.
+fn isolated(args: &Args, rounds: usize) -> anyhow::Result<()> {
+    let script = "umount -l /sys/fs/cgroup/unified 2>/dev/null; exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script, "sh"]).arg(std::env::current_exe()?);
+    command.args(["--containers", "--isolated", "--rounds", &rounds.to_string()]);
+    if let Some(path) = args.json.as_ref().filter(|_| args.containers) {
+        command.arg("--json").arg(path);
+    }
+    // Strata is built already.
+    scene::run(command.env_remove("CARGO"))
 }
 
 /// Everyone who is there. Strata is built first where cargo runs us.
