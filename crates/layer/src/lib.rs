@@ -9,8 +9,10 @@
 pub mod error;
 pub mod mark;
 pub mod origin;
+pub mod owner;
 pub mod probe;
 
 pub use error::{Error, Result, Step};
 pub use mark::Namespace;
+pub use owner::{Owner, Owners};
 pub use probe::{Kind, Layer, Probe, WANTED};

@@ -8,7 +8,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags, fstat, stat
 use rustix::io::Errno;
 
 use crate::mark::{self, Namespace, Opaque};
-use crate::{Error, Result, Step};
+use crate::{Error, Owner, Owners, Result, Step};
 
 /// One layer's answer about one name, as the fold over layers needs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,13 +48,14 @@ pub struct Layer {
     namespace: Namespace,
     /// Names that begin with `.wh.` are marks.
     aufs: bool,
+    owners: Option<Owners>,
 }
 
 impl Layer {
     /// Opens the layer at `path`.
     ///
     /// # Errors
-    /// [`Step::OpenRoot`]: no such directory, or no permission.
+    /// [`Step::OpenRoot`]: no such directory, or no permission; [`Step::ReadMark`].
     pub fn open(path: &Path, namespace: Namespace) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| Error {
@@ -63,7 +64,13 @@ impl Layer {
             step: Step::OpenRoot,
             source: sys::Error::new("open", path, e),
         })?;
-        Ok(Self { path: path.to_owned(), root, namespace, aufs: true })
+        let owners = Owners::of(&root).map_err(|e| Error {
+            layer: path.to_owned(),
+            path: PathBuf::new(),
+            step: Step::ReadMark,
+            source: sys::Error::new("fgetxattr", path, e),
+        })?;
+        Ok(Self { path: path.to_owned(), root, namespace, aufs: true, owners })
     }
 
     /// As a lower layer: without what is mounted below it, and so that nothing can be written to it, as far as this
@@ -80,6 +87,26 @@ impl Layer {
     #[must_use]
     pub fn as_upper(self) -> Self {
         Self { aufs: false, ..self }
+    }
+
+    /// Where owners and modes are, if not with the files.
+    pub fn owners(&self) -> Option<Owners> {
+        self.owners
+    }
+
+    /// From now on, owners and modes of what is written are in an attribute; the root's says so.
+    ///
+    /// # Errors
+    /// [`Step::WriteMark`].
+    pub fn keep_owners(&mut self, owners: Owners, root: Owner) -> Result<()> {
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::fsetxattr(&self.root, owners.attribute(), root.value().as_bytes(), flags)
+            .map_err(|e| {
+                let source = sys::Error::new("fsetxattr", owners.attribute(), e);
+                self.error(Path::new(""), Step::WriteMark, source)
+            })?;
+        self.owners = Some(owners);
+        Ok(())
     }
 
     /// The directory, as it was given.

@@ -62,7 +62,8 @@ impl Adapter {
     pub fn new(union: Union, options: &crate::Options) -> Self {
         Self {
             read_only: options.read_only || union.is_read_only(),
-            noacl: options.noacl,
+            // An ACL would change the mode of the file, which is not the one that is shown.
+            noacl: options.noacl || union.keeps_owners(),
             static_nlink: options.static_nlink,
             valid: Valid::new(options.timeout),
             ids: Ids::new(options),
@@ -132,8 +133,12 @@ impl Adapter {
     }
 
     fn hidden(&self, name: &OsStr) -> bool {
-        self.noacl && (name == "system.posix_acl_access" || name == "system.posix_acl_default")
+        self.noacl && is_acl(name)
     }
+}
+
+fn is_acl(name: &OsStr) -> bool {
+    name == "system.posix_acl_access" || name == "system.posix_acl_default"
 }
 
 /// Into `buffer`, or only its length where the buffer is empty.
@@ -412,10 +417,15 @@ impl FileSystem for Adapter {
     }
 
     fn getxattr(&self, request: &Request, name: &OsStr, buffer: &mut [u8]) -> Result<usize> {
+        // "Not supported" would make the kernel refuse to open what it asks for an ACL; "none" is the answer then.
         if self.hidden(name) {
-            return Err(errno(rustix::io::Errno::OPNOTSUPP));
+            return Err(errno(rustix::io::Errno::NODATA));
         }
-        let mut value = self.union.getxattr(node(request), name).map_err(refused)?;
+        let value = self.union.getxattr(node(request), name);
+        let mut value = value.map_err(|e| match e.errno() {
+            rustix::io::Errno::OPNOTSUPP if is_acl(name) => errno(rustix::io::Errno::NODATA),
+            _ => refused(e),
+        })?;
         self.ids.acl_shown(name, &mut value);
         fill(&value, buffer)
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use fuse::mount::MountConfig;
 use fuse::{Session, SessionConfig};
-use layer::Namespace;
+use layer::{Namespace, Owners};
 use rustix::mount::MountFlags;
 use union::Union;
 
@@ -20,9 +20,6 @@ pub enum Error {
     /// The layers can't make a union.
     #[error("cannot make a union of these layers: {0}")]
     Union(#[from] union::Error),
-    /// An option that this version reads, and does not do yet.
-    #[error("option {0} does not work yet: mount without it")]
-    Unsupported(&'static str),
     /// A path into the layer would lead back into the mount, which would wait for itself.
     #[error("the mountpoint lies in {0:?}, which the mount is made of: choose one outside it")]
     InsideLayer(std::path::PathBuf),
@@ -44,9 +41,6 @@ pub struct Mounted {
 /// # Errors
 /// One clear line; nothing is left mounted.
 pub fn mount(options: &Options, mountpoint: &Path) -> Result<Mounted, Error> {
-    if options.xattr_permissions.is_some() {
-        return Err(Error::Unsupported("xattr_permissions"));
-    }
     // Over a layer is no matter, for it is open already; nor in a lower one that is on a mount of its own.
     let place = mountpoint.canonicalize()?;
     let root = rustix::process::geteuid().is_root();
@@ -68,6 +62,13 @@ pub fn mount(options: &Options, mountpoint: &Path) -> Result<Mounted, Error> {
         partial: options.partial != Partial::Off,
     };
     let union = Union::open(&config)?;
+    let union = match options.xattr_permissions {
+        Some(1) => union.keep_owners(Owners::Privileged)?,
+        Some(_) => union.keep_owners(Owners::Containers)?,
+        None => union,
+    };
+    // The kernel would take set-user-ID from the file that it writes itself, and not from the attribute.
+    let keeps_owners = union.keeps_owners();
     let read_only = options.read_only || union.is_read_only();
     let adapter = Arc::new(Adapter::new(union, options));
     let mut flags = MountFlags::empty();
@@ -97,7 +98,8 @@ pub fn mount(options: &Options, mountpoint: &Path) -> Result<Mounted, Error> {
         Ok(session) => {
             // What the kernel writes itself is not counted.
             let counted = options.size.is_some() || options.inodes.is_some();
-            if session.negotiated().has(fuse::wire::init::PASSTHROUGH) && !counted {
+            if session.negotiated().has(fuse::wire::init::PASSTHROUGH) && !counted && !keeps_owners
+            {
                 adapter.enable_passthrough(session.connection());
             }
             Ok(Mounted { session, adapter, partial: options.partial })

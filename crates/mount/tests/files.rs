@@ -302,6 +302,43 @@ fn squashed_owners_are_one() {
 }
 
 #[test]
+fn owners_are_kept_in_an_attribute() {
+    let Some(mut scene) = Scene::with("xattr_permissions=2", |dir| {
+        lower(dir);
+        std::os::unix::fs::chown(dir.join("file"), Some(5), Some(6)).unwrap();
+    }) else {
+        return;
+    };
+    std::os::unix::fs::chown(scene.path("file"), Some(1004), None).unwrap();
+    fs::set_permissions(scene.path("file"), PermissionsExt::from_mode(0o4750)).unwrap();
+    fs::create_dir(scene.path("made")).unwrap();
+    std::os::unix::fs::chown(scene.path("made"), Some(7), Some(8)).unwrap();
+    for _ in 0..2 {
+        let shown = |name| fs::metadata(scene.path(name)).unwrap();
+        let (file, made) = (shown("file"), shown("made"));
+        assert_eq!((file.uid(), file.gid(), file.mode() & 0o7777), (1004, 6, 0o4750));
+        assert_eq!((made.uid(), made.gid()), (7, 8));
+        assert!(!fs::read(scene.path("file")).unwrap().is_empty());
+        scene.remount();
+    }
+    let real = fs::metadata(scene.upper("file")).unwrap();
+    assert_eq!((real.uid(), real.gid(), real.mode() & 0o7777), (0, 0, 0o750));
+    let mut value = [0; 32];
+    let len =
+        rustix::fs::getxattr(scene.upper("file"), "user.containers.override_stat", &mut value)
+            .unwrap();
+    assert_eq!(&value[..len], b"1004:6:4750");
+}
+
+#[test]
+fn without_acls_what_others_own_opens() {
+    let Some(scene) = Scene::with("noacl", lower) else { return };
+    std::os::unix::fs::chown(scene.path("file"), Some(5), Some(6)).unwrap();
+    fs::set_permissions(scene.path("file"), PermissionsExt::from_mode(0o640)).unwrap();
+    assert!(!fs::read(scene.path("file")).unwrap().is_empty());
+}
+
+#[test]
 fn flags_of_files_are_those_of_the_upper() {
     use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
     let Some(scene) = Scene::new(lower) else { return };

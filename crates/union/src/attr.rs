@@ -7,7 +7,7 @@ use std::sync::Arc;
 use layer::WANTED;
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, StatVfs, Statx, Timespec, Timestamps, Uid, chmodat,
-    chownat, fchmod, fchown, fstat, fstatvfs, futimens, statx, utimensat,
+    chownat, fchmod, fchown, fstatvfs, futimens, statx, utimensat,
 };
 use rustix::io::Errno;
 
@@ -127,11 +127,23 @@ impl Union {
     }
 
     pub(crate) fn real_stat(&self, node: &Arc<Node>) -> Result<Statx> {
-        let stat = match self.real(node)? {
-            Real::At(dir, name) => statx(&*dir, &*name, AtFlags::SYMLINK_NOFOLLOW, WANTED),
-            Real::Anchor(fd) => statx(&*fd, "", AtFlags::EMPTY_PATH, WANTED),
-        };
-        stat.map_err(|e| self.fail(node, Step::Read, "statx", e))
+        loop {
+            let version = node.body.read().version;
+            let real = self.real(node)?;
+            let stat = match &real {
+                Real::At(dir, name) => statx(dir, &**name, AtFlags::SYMLINK_NOFOLLOW, WANTED),
+                Real::Anchor(fd) => statx(fd, "", AtFlags::EMPTY_PATH, WANTED),
+            };
+            let mut stat = stat.map_err(|e| self.fail(node, Step::Read, "statx", e))?;
+            if !self.has_owners {
+                return Ok(stat);
+            }
+            self.put_owner(node, &real, &mut stat)?;
+            // A copy-up meanwhile may keep the owner elsewhere.
+            if node.body.read().version == version {
+                return Ok(stat);
+            }
+        }
     }
 
     /// Changes attributes, after a copy-up; a cut to nothing copies no data.
@@ -155,10 +167,11 @@ impl Union {
             let fd = self.reopen(&node, &real, OFlags::RDWR)?;
             self.cut(&node, &fd, size)?;
             if change.kill_suidgid {
-                drop_privileges(&fd).map_err(fail("fchmod"))?;
+                self.drop_privileges(&node, &fd)?;
             }
         }
-        if change.uid.is_some() || change.gid.is_some() {
+        let kept = self.change_owner(&node, &real, change)?;
+        if !kept && (change.uid.is_some() || change.gid.is_some()) {
             let (uid, gid) = (change.uid.map(Uid::from_raw), change.gid.map(Gid::from_raw));
             match &real {
                 Real::At(dir, name) => chownat(dir, &**name, uid, gid, AtFlags::SYMLINK_NOFOLLOW),
@@ -166,7 +179,7 @@ impl Union {
             }
             .map_err(fail("fchownat"))?;
         }
-        if let Some(mode) = change.mode {
+        if let Some(mode) = change.mode.filter(|_| !kept) {
             if node.kind == FileType::Symlink {
                 return Err(refused(&node.path().unwrap_or_default(), Errno::OPNOTSUPP));
             }
@@ -248,16 +261,6 @@ impl Union {
 pub(crate) fn reopen_fd(fd: &OwnedFd, flags: OFlags) -> std::result::Result<OwnedFd, Errno> {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
-}
-
-/// Takes set-user-ID, and set-group-ID where the group may execute, away from what was written to.
-pub(crate) fn drop_privileges(fd: &OwnedFd) -> std::result::Result<(), Errno> {
-    let mode = Mode::from_raw_mode(fstat(fd)?.st_mode);
-    let mut drop = Mode::SUID;
-    if mode.contains(Mode::XGRP) {
-        drop |= Mode::SGID;
-    }
-    if mode.intersects(drop) { fchmod(fd, mode - drop) } else { Ok(()) }
 }
 
 fn spec(time: Option<NewTime>) -> Timespec {

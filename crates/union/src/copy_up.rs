@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use layer::WANTED;
+use layer::{Owner, WANTED};
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Statx, Timespec, Timestamps, Uid,
     XattrFlags, chmodat, chownat, fchmod, fchown, fgetxattr, flistxattr, fsetxattr, fsync,
@@ -21,6 +21,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result, Step};
 use crate::node::{Node, NodeId, Rest};
+use crate::owners;
 use crate::partial::{Partial, Source};
 use crate::place::Parts;
 use crate::resolve::LayerIndex;
@@ -209,7 +210,8 @@ impl Union {
         };
         let Some((from, to)) = fds else {
             self.mark_origin(node, stat, &real, &upper.work, temp)?;
-            given(chownat(&upper.work, temp, uid, gid, nofollow)).map_err(fail("fchownat"))?;
+            given(self.given(chownat(&upper.work, temp, uid, gid, nofollow)))
+                .map_err(fail("fchownat"))?;
             if node.kind != FileType::Symlink {
                 chmodat(&upper.work, temp, mode, AtFlags::empty()).map_err(fail("fchmodat"))?;
             }
@@ -218,10 +220,19 @@ impl Union {
         };
         // Owner before attributes: a change of owner drops capabilities. Mode after both: the same
         // change drops set-user-ID.
-        given(fchown(&to, uid, gid)).map_err(fail("fchown"))?;
+        let owners = self.layers[0].owners();
+        if owners.is_none() {
+            given(fchown(&to, uid, gid)).map_err(fail("fchown"))?;
+        }
         self.copy_attributes(&from, &to).map_err(fail("fsetxattr"))?;
         self.mark_origin(node, stat, &real, &upper.work, temp)?;
-        fchmod(&to, mode).map_err(fail("fchmod"))?;
+        match owners {
+            None => fchmod(&to, mode).map_err(fail("fchmod"))?,
+            Some(owners) => {
+                let owner = Owner { uid: stat.stx_uid, gid: stat.stx_gid, mode: mode.bits() };
+                owners::write(&to, owners, owner, node.is_dir()).map_err(fail("fsetxattr"))?;
+            }
+        }
         futimens(&to, &times(stat)).map_err(fail("futimens"))?;
         // A partial file has no data that could be missing after the rename.
         let waits = node.kind == FileType::RegularFile && stat.stx_size > 0 && partial.is_none();
@@ -277,7 +288,7 @@ impl Union {
         };
         let mut value = Vec::new();
         for name in names[..len].split(|b| *b == 0).filter(|name| !name.is_empty()) {
-            if crate::xattr::is_private(self.namespace, name) {
+            if self.is_hidden(name) {
                 continue;
             }
             value.resize(64 << 10, 0);

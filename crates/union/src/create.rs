@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use layer::{WANTED, mark};
+use layer::{Owner, WANTED, mark};
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Uid, XattrFlags, chmodat, chownat, fchmod,
     fchown, fgetxattr, fsetxattr, linkat, mkdirat, mknodat, openat, renameat, renameat_with, statx,
@@ -17,6 +17,7 @@ use crate::copy_up::Data;
 use crate::error::{Result, Step, call, refused};
 use crate::file::OpenFile;
 use crate::node::{Body, Node, NodeId};
+use crate::owners;
 use crate::place::Place;
 use crate::resolve::LayerIndex;
 use crate::space::Space;
@@ -235,13 +236,20 @@ impl Union {
     ) -> Result<(Work<'u>, Option<OwnedFd>)> {
         let dir = self.upper_dir(parent)?;
         let fail = |name| move |e| self.fail(parent, Step::Stage, name, e);
-        let above = statx(&*dir, "", AtFlags::EMPTY_PATH, WANTED).map_err(fail("statx"))?;
+        let owners = self.layers[0].owners();
+        let above = match owners {
+            None => statx(&*dir, "", AtFlags::EMPTY_PATH, WANTED).map_err(fail("statx"))?,
+            Some(_) => self.real_stat(parent)?,
+        };
         let inherits = Mode::from_raw_mode(above.stx_mode.into()).contains(Mode::SGID);
         let gid = if inherits { above.stx_gid } else { by.gid };
         let owner = (Some(Uid::from_raw(by.uid)), Some(Gid::from_raw(gid)));
         // A default ACL decides the mode: the file system applies it where the new thing is made in
         // a directory that has it.
-        let acl = default_acl(&dir).map_err(fail("fgetxattr"))?;
+        let acl = match owners {
+            None => default_acl(&dir).map_err(fail("fgetxattr"))?,
+            Some(_) => None,
+        };
         let work = match &acl {
             Some(acl) if !matches!(new, New::Symlink(_)) => {
                 let name = upper.temp();
@@ -263,6 +271,7 @@ impl Union {
         };
         let masked = if acl.is_some() { mode } else { mode & !by.umask };
         let bits = Mode::from_raw_mode(masked & 0o7777);
+        let kept = |mode: Mode| Owner { uid: by.uid, gid, mode: mode.bits() };
         let made = (|| -> std::result::Result<Option<OwnedFd>, Errno> {
             // What the default ACL made of the mode stays; else the mode is set after the owner,
             // whose change drops set-user-ID, and free of the daemon's own umask.
@@ -271,6 +280,10 @@ impl Union {
                 New::File => {
                     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                     let fd = openat(&*work, temp, flags, bits)?;
+                    if let Some(owners) = owners {
+                        owners::write(&fd, owners, kept(bits), false)?;
+                        return Ok(Some(fd));
+                    }
                     fchown(&fd, owner.0, owner.1)?;
                     if plain || bits.intersects(Mode::SUID | Mode::SGID) {
                         let set = if plain {
@@ -283,22 +296,30 @@ impl Union {
                     Ok(Some(fd))
                 }
                 New::Dir => {
+                    let group = if inherits { Mode::SGID } else { Mode::empty() };
+                    if let Some(owners) = owners {
+                        mkdirat(&*work, temp, Mode::RWXU)?;
+                        let fd = openat(&*work, temp, DIRECTORY, Mode::empty())?;
+                        owners::write(&fd, owners, kept(bits | group), true)?;
+                        return Ok(None);
+                    }
                     mkdirat(&*work, temp, bits)?;
                     chownat(&*work, temp, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?;
                     let fd = openat(&*work, temp, DIRECTORY, Mode::empty())?;
                     let set = if plain { bits } else { current(&fd)? };
-                    let group = if inherits { Mode::SGID } else { Mode::empty() };
                     fchmod(&fd, set | group)?;
                     Ok(None)
                 }
                 New::Symlink(target) => {
                     symlinkat(*target, &*work, temp)?;
-                    chownat(&*work, temp, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?;
+                    let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+                    self.given(chownat(&*work, temp, owner.0, owner.1, nofollow))?;
                     Ok(None)
                 }
                 New::Node(kind, device) => {
                     mknodat(&*work, temp, *kind, bits, *device)?;
-                    chownat(&*work, temp, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?;
+                    let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+                    self.given(chownat(&*work, temp, owner.0, owner.1, nofollow))?;
                     if plain {
                         chmodat(&*work, temp, bits, AtFlags::empty())?;
                     }
@@ -337,9 +358,17 @@ impl Union {
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
         let taken = self.take_inode(&parent, OsStr::new(""))?;
         let fd = openat(&upper.work, ".", flags, bits).map_err(fail("openat"))?;
-        fchown(&fd, Some(Uid::from_raw(by.uid)), Some(Gid::from_raw(gid)))
-            .map_err(fail("fchown"))?;
-        fchmod(&fd, bits).map_err(fail("fchmod"))?;
+        match self.layers[0].owners() {
+            None => {
+                fchown(&fd, Some(Uid::from_raw(by.uid)), Some(Gid::from_raw(gid)))
+                    .map_err(fail("fchown"))?;
+                fchmod(&fd, bits).map_err(fail("fchmod"))?;
+            }
+            Some(owners) => {
+                let owner = Owner { uid: by.uid, gid, mode: bits.bits() };
+                owners::write(&fd, owners, owner, false).map_err(fail("fsetxattr"))?;
+            }
+        }
         let stat = statx(&fd, "", AtFlags::EMPTY_PATH, WANTED).map_err(fail("statx"))?;
         let body = Body { upper: true, ..Body::default() };
         let found = Name { stat, layer: LayerIndex(0), body, ino: None };

@@ -61,6 +61,16 @@ pub enum Error {
         /// The work directory.
         work: PathBuf,
     },
+    /// The upper layer keeps owners in one attribute, and another was asked for.
+    #[error(
+        "{upper:?} has its owners in {attribute}: mount it with the xattr_permissions that it was written with"
+    )]
+    OtherOwners {
+        /// The upper layer.
+        upper: PathBuf,
+        /// Where its owners are.
+        attribute: &'static str,
+    },
     /// A layer could not be read.
     #[error(transparent)]
     Layer(#[from] layer::Error),
@@ -86,6 +96,7 @@ impl Error {
             Self::UpperInUse { .. } => Errno::BUSY,
             Self::WorkElsewhere { .. } => Errno::XDEV,
             Self::UnknownFeature { .. } => Errno::NOTSUP,
+            Self::OtherOwners { .. } => Errno::INVAL,
             Self::Layer(e) => e.source.source,
             Self::Call { source, .. } => source.source,
         }

@@ -8,7 +8,7 @@ use parking_lot::RwLock;
 use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom, fallocate, fdatasync, fsync, seek};
 use rustix::io::{Errno, pread, pwrite};
 
-use crate::attr::{drop_privileges, reopen_fd};
+use crate::attr::reopen_fd;
 use crate::copy_up::Data;
 use crate::error::{Result, Step, refused};
 use crate::node::{Node, NodeId};
@@ -220,7 +220,7 @@ impl Union {
     ) -> Result<usize> {
         let fd = self.changing(open)?;
         if kill_suidgid {
-            drop_privileges(&fd).map_err(|e| self.fail(&open.node, Step::Change, "fchmod", e))?;
+            self.drop_privileges(&open.node, &fd)?;
         }
         if let Some(partial) = open.node.partial() {
             let written = partial.write(data, offset);

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`resolve`] (pure: what layers say, folded), `place` and `node` (what is known of what
 //! somebody holds), `dirs` and `stack` (find names and inodes), `attr`, `dir` and `file` (what is shown),
-//! `upper`, `copy_up`, `partial`, `complete`, `below` and `origin` (how the upper layer gets it), `create`, `remove`, `rename`, `xattr`, `flags`.
+//! `upper`, `copy_up`, `partial`, `complete`, `below`, `origin` and `owners` (how the upper layer gets it), `create`, `remove`, `rename`, `xattr`, `flags`.
 
 mod attr;
 mod below;
@@ -16,6 +16,7 @@ mod file;
 mod flags;
 mod node;
 mod origin;
+mod owners;
 mod partial;
 mod place;
 mod remove;

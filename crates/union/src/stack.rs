@@ -50,6 +50,8 @@ pub struct Union {
     pub(crate) upper: Option<Upper>,
     /// Where there is an upper layer.
     pub(crate) partials: Option<Partials>,
+    /// A layer has owners in an attribute.
+    pub(crate) has_owners: bool,
     pub(crate) namespace: Namespace,
     /// Where there is a limit.
     pub(crate) space: Option<Space>,
@@ -145,6 +147,7 @@ impl Union {
             Ok::<_, Error>(partials)
         });
         let partials = partials.transpose()?;
+        let has_owners = layers.iter().any(|layer| layer.owners().is_some());
         let space = limited.then(|| {
             let fd = layers[0].open_dir(root)?;
             Space::count(config.limits, &fd)
@@ -161,6 +164,7 @@ impl Union {
             layers,
             upper,
             partials,
+            has_owners,
             namespace,
             space,
             table,
@@ -289,7 +293,9 @@ impl Union {
         let place = Place { parent: Arc::clone(parent), name: shared };
         let stat = found.stat;
         let (node, is_new) = self.table.enter(Some(place), self.candidate(found));
-        Ok((node, is_new.then_some(stat)))
+        // An owner that is in an attribute is not in there.
+        let whole = is_new && !self.has_owners;
+        Ok((node, whole.then_some(stat)))
     }
 
     pub(crate) fn candidate(&self, found: Name) -> Candidate {

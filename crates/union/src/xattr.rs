@@ -38,7 +38,7 @@ fn stored(namespace: Namespace, name: &OsStr) -> OsString {
 }
 
 /// The path by which the kernel finds the node's inode, and whether a symlink there is itself meant.
-fn path(real: &Real) -> (OsString, bool) {
+pub(crate) fn path(real: &Real) -> (OsString, bool) {
     match real {
         Real::At(dir, name) => {
             let mut path = OsString::from(format!("/proc/self/fd/{}/", dir.as_raw_fd()));
@@ -56,6 +56,9 @@ impl Union {
     /// ENODATA, EOPNOTSUPP.
     pub fn getxattr(&self, node: NodeId, name: &OsStr) -> Result<Vec<u8>> {
         let node = self.node(node)?;
+        if self.is_owner(name) {
+            return Err(self.fail(&node, Step::Read, "getxattr", Errno::NODATA));
+        }
         let real = self.real(&node)?;
         let (path, itself) = path(&real);
         let name = stored(self.namespace, name);
@@ -92,7 +95,7 @@ impl Union {
         let prefix = self.namespace.attribute("");
         let mut shown = Vec::with_capacity(len);
         for name in list[..len].split(|b| *b == 0).filter(|name| !name.is_empty()) {
-            if is_private(self.namespace, name) {
+            if self.is_hidden(name) {
                 continue;
             }
             match name.strip_prefix([prefix.as_bytes(), ESCAPE].concat().as_slice()) {
@@ -115,6 +118,7 @@ impl Union {
         value: &[u8],
         flags: XattrFlags,
     ) -> Result<()> {
+        self.may_change(name)?;
         let name = stored(self.namespace, name);
         self.change_xattr(node, |path, itself| {
             if itself {
@@ -130,6 +134,7 @@ impl Union {
     /// # Errors
     /// ENODATA, EROFS, EOPNOTSUPP.
     pub fn removexattr(&self, node: NodeId, name: &OsStr) -> Result<()> {
+        self.may_change(name)?;
         let name = stored(self.namespace, name);
         self.change_xattr(node, |path, itself| {
             if itself { lremovexattr(path, &name) } else { removexattr(path, &name) }
