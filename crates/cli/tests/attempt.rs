@@ -146,6 +146,37 @@ fn the_whole_machine_is_the_base_unless_another_is_given() {
 }
 
 #[test]
+fn other_file_systems_below_are_shown_and_never_written() {
+    if !possible() {
+        return;
+    }
+    let scene = Scene::new();
+    // In a mount namespace of our own: nobody else sees the mounts.
+    let script = r#"
+        mkdir "$BASE/disk" "$BASE/tmp"
+        mount -t tmpfs -o mode=755 disk "$BASE/disk"; echo there > "$BASE/disk/file"
+        mount -t tmpfs -o mode=1777 tmp "$BASE/tmp"; echo there > "$BASE/tmp/file"
+        for base in / "$BASE"; do
+            "$STRATA" try --discard --dir "$TEMP/try" --base "$base" -- sh -ec '
+                cat disk/file; ! echo no > disk/file; ! test -e tmp/file; echo x > tmp/x; echo caught > new'
+        done
+        cat "$BASE/disk/file"; ls "$BASE/tmp"
+    "#;
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-ec", script]).env("STRATA", STRATA);
+    command.env("TEMP", scene.temp.path()).env("BASE", scene.at(""));
+    let output = command.current_dir(scene.at("")).output().expect("unshare runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    assert_eq!(output.stdout, b"there\nthere\nthere\nfile\n", "{said}");
+    for (name, how) in [("disk", "can't be written to"), ("tmp", "what is written there goes")] {
+        let line = format!("{:?} is another file system", scene.at(name));
+        assert!(said.lines().any(|l| l.contains(&line) && l.ends_with(how)), "{said}");
+    }
+    assert!(!scene.at("new").exists());
+}
+
+#[test]
 fn without_privileges_it_works_over_the_whole_machine() {
     if !possible() {
         return;

@@ -20,6 +20,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::changes::{self, Changed};
+use crate::others::{self, Other};
 use crate::view::{self, Choice, Layers};
 use crate::{Error, Result, tree};
 
@@ -40,6 +41,9 @@ pub struct Record {
     pub started: Instant,
     /// Whether the caller had no privileges.
     pub rootless: bool,
+    /// File systems below the base, whose changes were not caught.
+    #[serde(default)]
+    pub others: Vec<Other>,
     /// What has become of it.
     pub state: State,
 }
@@ -118,12 +122,14 @@ impl Attempt {
         }
         // What the base allows, its copy must: the union's root is the upper's.
         tree::like_root(&plan.base, &dir, "upper")?;
-        bundle(&all, &dir, &plan)?;
+        let others = others::below(&plan.base, &all)?;
+        bundle(&all, &dir, &plan, &others)?;
         let record = Record {
             base: plan.base,
             command: plan.command,
             started: before(),
             rootless: plan.rootless,
+            others,
             state: State::Started,
         };
         let attempt = Self { id, dir, record };
@@ -227,7 +233,7 @@ impl Attempt {
 
 /// The root that the command sees is the union where the base is `/`; otherwise this machine's, with the union at the
 /// base.
-fn bundle(all: &Path, dir: &Path, plan: &Plan) -> Result<()> {
+fn bundle(all: &Path, dir: &Path, plan: &Plan, others: &[Other]) -> Result<()> {
     let mount = |destination: &Path, kind: &str, source: &Path, options: &[&str]| Mount {
         destination: destination.to_owned(),
         kind: kind.to_owned(),
@@ -237,13 +243,16 @@ fn bundle(all: &Path, dir: &Path, plan: &Plan) -> Result<()> {
     let bind = |path: &str| mount(path.as_ref(), "bind", path.as_ref(), &["rbind"]);
     let proc = mount("/proc".as_ref(), "proc", "proc".as_ref(), &["nosuid", "noexec", "nodev"]);
     let whole = plan.base == Path::new("/");
-    let mounts = if whole {
+    let mut mounts = if whole {
         // Where we keep this is not for the command to see: it would find its own writes twice.
         let hidden = mount(all, "tmpfs", "strata".as_ref(), &["ro", "mode=700", "size=0k"]);
         vec![bind("/dev"), bind("/sys"), proc, hidden]
     } else {
         vec![proc, mount(&plan.base, "bind", &dir.join("merged"), &["bind"])]
     };
+    // Before what hides the attempts, which may lie on one of them.
+    let hidden = mounts.len() - usize::from(whole);
+    mounts.splice(hidden..hidden, others::mounts(others));
     let names = runtime::capability::all();
     let spec = Spec {
         oci_version: "1.2.0".to_owned(),

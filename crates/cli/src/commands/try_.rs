@@ -10,6 +10,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, bail};
 use containers::attempt::{Attempt, CONTAIN, Plan, State};
 use containers::changes::Changed;
+use containers::others::How;
 
 use super::report::size;
 
@@ -92,6 +93,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         rootless: !rustix::process::geteuid().is_root(),
     };
     let attempt = Attempt::create(&all, plan)?;
+    for other in &attempt.record.others {
+        let how = match other.how {
+            How::ReadOnly => "shown as it is, and can't be written to",
+            How::Scratch => "empty here, and what is written there goes",
+            How::Hidden => "not shown",
+        };
+        eprintln!("strata: {:?} is another file system: {how}", other.at);
+    }
     // The terminal's signals are for the command; what comes of them is its status.
     let ends = sys::signal::Ends::hold().context("signals can't be held")?;
     let status = Command::new("/proc/self/exe")
