@@ -1,6 +1,7 @@
 //! The daemon and the names by which it is called: mounted when the caller returns, gone when told to.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -76,6 +77,8 @@ fn it_returns_when_the_mount_serves_and_umount_ends_it() {
         ("strata", &["mount", "-o", RELATIVE, "merged"][..]),
         ("fuse-overlayfs", &["-o", RELATIVE, "merged"]),
         ("mount.fuse.strata", &["none", "merged", "-n", "-o", "rw", "-o", RELATIVE]),
+        // As mount.fuse3 runs it for the type fuse.strata.
+        ("strata", &["none", "merged", "-o", RELATIVE]),
     ] {
         let output = layers.run(name, args);
         assert!(output.status.success() && output.stderr.is_empty(), "{name}: {output:?}");
@@ -148,4 +151,79 @@ fn it_mounts_over_and_inside_its_own_layers_but_not_inside_the_upper() {
     let output = layers.run("strata", &["mount", "-o", RELATIVE, "upper/inside"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(1) && said.contains("choose one outside"), "{said}");
+}
+
+/// As mount(8) and mount.fuse3 call it, who hand over every option that the mount has.
+#[test]
+fn a_remount_makes_it_read_only_and_back() {
+    let Some(layers) = Layers::new() else { return };
+    let mounted = layers.run("strata", &["mount", "-o", RELATIVE, "-o", "nosuid", "merged"]);
+    assert!(mounted.status.success(), "{mounted:?}");
+    let mut file = fs::File::create(layers.at("merged/open")).expect("a file");
+    let read_only = ["strata", "merged", "-o", "rw,nosuid,user_id=0,remount,ro"];
+    let output = layers.run("strata", &read_only);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("busy"), "open for writing: {said}");
+    file.write_all(b"kept").expect("a write");
+    drop(file);
+    // FUSE releases a file a moment after its last close(2).
+    let begun = Instant::now();
+    while !layers.run("strata", &read_only).status.success() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "it stays busy");
+    }
+    let refused = fs::write(layers.at("merged/open"), "other").expect_err("it is read-only");
+    assert_eq!(refused.raw_os_error(), Some(rustix::io::Errno::ROFS.raw_os_error()));
+    assert_eq!(fs::read_to_string(layers.at("merged/open")).expect("a file"), "kept");
+    let back = layers.run("mount.fuse.strata", &["strata", "merged", "-o", "remount,rw"]);
+    assert!(back.status.success(), "{back:?}");
+    fs::write(layers.at("merged/open"), "other").expect("a write");
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("the mounts");
+    let line = mounts.lines().find(|line| line.contains(&*layers.at("merged").to_string_lossy()));
+    assert!(line.is_some_and(|line| line.contains("nosuid")), "a flag is lost: {line:?}");
+    layers.umount("merged");
+    let output = layers.run("strata", &["mount", "-o", "remount,ro", "merged"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("no mount of Strata's"), "{said}");
+}
+
+/// Both ways: neither Strata nor the kernel takes an upper layer that the other left volatile.
+#[test]
+fn a_volatile_upper_is_refused_afterwards_as_the_kernel_refuses_it() {
+    let Some(layers) = Layers::new() else { return };
+    let kernel = |options: &str| {
+        let options = format!("{RELATIVE}{options}");
+        let args = ["-t", "overlay", "overlay", "-o", &options, "merged"];
+        let output = Command::new("mount").args(args).current_dir(layers.0.path()).output();
+        output.expect("mount").status.success()
+    };
+    let strata = |options: &str| {
+        let output = layers.run("strata", &["mount", "-o", RELATIVE, "-o", options, "merged"]);
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let mark = layers.at("work/work/incompat/volatile");
+    // What does not mount leaves no mark.
+    let nowhere = "lowerdir=missing,upperdir=upper,workdir=work,volatile";
+    assert!(!layers.run("strata", &["mount", "-o", nowhere, "merged"]).status.success());
+    assert!(!mark.exists());
+    for by_kernel in [false, true] {
+        if by_kernel {
+            assert!(kernel(",volatile"));
+            let gone = Command::new("umount").arg(layers.at("merged")).status();
+            assert!(gone.expect("umount").success());
+        } else {
+            let (mounted, said) = strata("volatile");
+            assert!(mounted, "{said}");
+            layers.umount("merged");
+        }
+        assert!(mark.join("dirty").exists());
+        for options in ["", ",volatile"] {
+            assert!(!kernel(options), "the kernel takes it");
+            let (mounted, said) = strata(options);
+            assert!(!mounted && said.contains("remove") && said.lines().count() == 1, "{said}");
+        }
+        // The way out, which is the same for both.
+        fs::remove_dir_all(&mark).expect("it is removed");
+        assert!(strata("rw").0);
+        layers.umount("merged");
+    }
 }

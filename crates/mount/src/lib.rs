@@ -11,8 +11,10 @@ mod ids;
 mod ioctl;
 mod options;
 mod passthrough;
+mod remount;
 mod serve;
 
 pub use ioctl::MATERIALIZE;
 pub use options::{Mapping, Options, Parsed, Partial};
+pub use remount::Remount;
 pub use serve::{Error, Mounted, mount};

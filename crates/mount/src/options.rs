@@ -284,7 +284,7 @@ fn size(text: Option<&str>) -> Option<u64> {
 }
 
 /// Splits at `separator` outside quotes and not behind a backslash. Quotes and backslashes stay.
-fn split(list: &[u8], separator: u8) -> Vec<Vec<u8>> {
+pub(crate) fn split(list: &[u8], separator: u8) -> Vec<Vec<u8>> {
     let mut parts = vec![Vec::new()];
     let (mut quoted, mut escaped) = (false, false);
     for byte in list {

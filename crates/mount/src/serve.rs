@@ -94,7 +94,10 @@ pub fn mount(options: &Options, mountpoint: &Path) -> Result<Mounted, Error> {
     };
     let device = fuse::mount::mount(mountpoint, &mount)?;
     let session = SessionConfig::default();
-    match Session::start(device, Arc::clone(&adapter), &session) {
+    let started = Session::start(device, Arc::clone(&adapter), &session).map_err(Error::from);
+    // Last of all, so that what fails leaves no mark.
+    let marked = started.and_then(|session| Ok(adapter.union.mark_volatile().map(|()| session)?));
+    match marked {
         Ok(session) => {
             // What the kernel writes itself is not counted.
             let counted = options.size.is_some() || options.inodes.is_some();
@@ -108,7 +111,7 @@ pub fn mount(options: &Options, mountpoint: &Path) -> Result<Mounted, Error> {
             if let Err(left) = fuse::mount::unmount(mountpoint, true) {
                 tracing::warn!(%left, "cannot unmount what failed to start");
             }
-            Err(error.into())
+            Err(error)
         }
     }
 }

@@ -71,6 +71,14 @@ pub enum Error {
         /// Where its owners are.
         attribute: &'static str,
     },
+    /// The upper layer was written without a sync, and may lack anything after a crash.
+    #[error(
+        "the upper layer of {work:?} was mounted volatile, and may have lost data if the machine crashed since: take an empty one, or remove {work:?}/work/incompat/volatile to use it all the same"
+    )]
+    WasVolatile {
+        /// The work directory.
+        work: PathBuf,
+    },
     /// A layer could not be read.
     #[error(transparent)]
     Layer(#[from] layer::Error),
@@ -95,7 +103,7 @@ impl Error {
             Self::Refused { source, .. } => *source,
             Self::UpperInUse { .. } => Errno::BUSY,
             Self::WorkElsewhere { .. } => Errno::XDEV,
-            Self::UnknownFeature { .. } => Errno::NOTSUP,
+            Self::UnknownFeature { .. } | Self::WasVolatile { .. } => Errno::NOTSUP,
             Self::OtherOwners { .. } => Errno::INVAL,
             Self::Layer(e) => e.source.source,
             Self::Call { source, .. } => source.source,

@@ -106,7 +106,7 @@ impl Union {
     ///
     /// # Errors
     /// A layer that can't be opened; [`Error::UpperInUse`]; [`Error::WorkElsewhere`];
-    /// [`Error::UnknownFeature`].
+    /// [`Error::UnknownFeature`]; [`Error::WasVolatile`].
     pub fn open(config: &Config) -> Result<Self> {
         let namespace = usable_namespace(config)?;
         let mut layers = Vec::new();
@@ -174,6 +174,16 @@ impl Union {
             devices,
             file_systems,
         })
+    }
+
+    /// Marks the upper layer of a volatile union, so that nobody takes it for whole later: for once the union is to be
+    /// used. Nothing where it is not volatile.
+    ///
+    /// # Errors
+    /// The work directory can't be written.
+    pub fn mark_volatile(&self) -> Result<()> {
+        let Some(upper) = self.upper.as_ref().filter(|upper| upper.volatile) else { return Ok(()) };
+        upper.mark_volatile().map_err(|e| call(self.layers[0].path(), Step::Claim, "mkdirat", e))
     }
 
     /// Whether the union has no upper layer.

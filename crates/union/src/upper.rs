@@ -18,6 +18,9 @@ use crate::error::{Error, Result, Step, call, refused};
 /// Flags for a directory that is opened to be used, not to be walked through.
 pub(crate) const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
+/// The feature of an upper that was not synced.
+const VOLATILE: &str = "volatile";
+
 /// How often, and how far apart, a lock that another process has is asked for: 1.5 s in all.
 const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(15);
@@ -58,14 +61,31 @@ impl Upper {
         }
         let work = openat(&outer, "work", DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
             .map_err(fail("openat"))?;
-        features(&work).map_err(|e| match e {
-            Errno::NOTSUP => Error::UnknownFeature { work: work_path.to_owned() },
-            e => fail("openat")(e),
-        })?;
+        match feature(&work).map_err(fail("openat"))? {
+            None => {}
+            Some(feature) if feature == VOLATILE => {
+                return Err(Error::WasVolatile { work: work_path.to_owned() });
+            }
+            Some(_) => return Err(Error::UnknownFeature { work: work_path.to_owned() }),
+        }
         // What a crash left staged was never shown.
         empty(&work, &["incompat"]).map_err(fail("unlinkat"))?;
         let next = AtomicU64::new(0);
         Ok(Self { work, next, volatile, _claim: [root, outer] })
+    }
+
+    /// Leaves the mark that keeps every later union, and the kernel, from taking the upper layer for whole.
+    ///
+    /// Source: kernel `fs/overlayfs/super.c`, `work/incompat/volatile/dirty`.
+    pub fn mark_volatile(&self) -> std::result::Result<(), Errno> {
+        for dir in ["incompat", "incompat/volatile"] {
+            match mkdirat(&self.work, dir, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let made = OFlags::CREATE | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        openat(&self.work, "incompat/volatile/dirty", made, Mode::empty()).map(drop)
     }
 
     /// A name in the work directory that nothing has.
@@ -96,23 +116,23 @@ fn lock(fd: &OwnedFd) -> std::result::Result<bool, Errno> {
     Ok(false)
 }
 
-/// Refuses an upper that was written with features that this union does not know.
+/// A feature with which an upper was written and that keeps this union from using it.
 ///
 /// Source: kernel `fs/overlayfs`, `work/incompat`.
-fn features(work: &OwnedFd) -> std::result::Result<(), Errno> {
+fn feature(work: &OwnedFd) -> std::result::Result<Option<OsString>, Errno> {
     let dir = match openat(work, "incompat", DIRECTORY, Mode::empty()) {
         Ok(dir) => dir,
-        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOENT) => return Ok(None),
         Err(e) => return Err(e),
     };
     for entry in Dir::read_from(&dir)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." && name != b"partial" {
-            return Err(Errno::NOTSUP);
+            return Ok(Some(OsStr::from_bytes(name).to_owned()));
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Removes everything in the directory behind `dir`, but what is to stay.

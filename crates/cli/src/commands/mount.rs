@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, bail};
+use clap::CommandFactory;
 use containers::Container;
-use mount::Options;
+use mount::{Options, Remount};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::place::Place;
@@ -86,10 +87,19 @@ fn container(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs under a name that is not ours: the arguments as `strata mount` takes them, or the answer to a question that
-/// needs no mount. `None` for every other name.
+/// Runs under a name that is not ours, or as mount.fuse3 runs us: the arguments as `strata mount` takes them, or the
+/// answer to a question that needs no mount. `None` for everything else.
 pub fn by_name(args: &[OsString]) -> Option<Result<Vec<OsString>, ExitCode>> {
     let name = Path::new(args.first()?).file_name()?;
+    // `strata SOURCE MOUNTPOINT -o OPTIONS`, for the type fuse.strata.
+    if let [_, source, place, option, ..] = args
+        && option == "-o"
+        && [source, place].iter().all(|arg| !arg.as_encoded_bytes().starts_with(b"-"))
+        && crate::Strata::command().find_subcommand(source).is_none()
+    {
+        let ours = ["strata", "mount"].map(OsString::from).into_iter();
+        return Some(Ok(ours.chain(args[1..].iter().cloned()).collect()));
+    }
     if name != "fuse-overlayfs" && name != "mount.fuse.strata" && name != "mount.strata" {
         return None;
     }
@@ -111,15 +121,19 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.options.is_empty() && !args.serving {
         return container(args);
     }
+    let place = args.places.last().context("no mountpoint given")?;
+    // The daemon leaves this directory, and unmounts by name when it is told to end.
+    let place = std::fs::canonicalize(place).with_context(|| format!("no mountpoint {place:?}"));
+    if let Some(remount) = Remount::asked(&args.options) {
+        return Ok(remount.apply(&place?)?);
+    }
     let parsed = Options::parse(&args.options).map_err(anyhow::Error::msg)?;
     if !args.serving {
         for warning in &parsed.warnings {
             eprintln!("strata: {warning}");
         }
     }
-    let place = args.places.last().context("no mountpoint given")?;
-    // The daemon leaves this directory, and unmounts by name when it is told to end.
-    let place = std::fs::canonicalize(place).with_context(|| format!("no mountpoint {place:?}"))?;
+    let place = place?;
     if !place.is_dir() {
         bail!("mountpoint {place:?} is not a directory");
     }
