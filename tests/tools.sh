@@ -6,8 +6,8 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/strata-ci
 tools=$cache/tools
 export DEBIAN_FRONTEND=noninteractive
-packages=(acl attr buildah crun curl dbench docker-registry e2fsprogs fuse-overlayfs fuse3 jq libcap2-bin mmdebstrap
-  openssl podman python3 skopeo stress-ng uidmap umoci util-linux xfsprogs)
+packages=(acl attr buildah containerd crun curl dbench docker-registry e2fsprogs fuse-overlayfs fuse3 jq libcap2-bin mmdebstrap
+  openssl podman python3 runc skopeo stress-ng uidmap umoci util-linux xfsprogs)
 
 # again COMMAND…: three times, since mirrors fail at times.
 again() {

@@ -33,6 +33,7 @@ pub mod rmi;
 pub mod run;
 pub mod save;
 pub mod snapshot;
+pub mod snapshotter;
 pub mod start;
 pub mod stop;
 pub mod tag;

@@ -22,6 +22,14 @@ pub enum Error {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// A rule of snapshots that the operation would break.
+    #[error("snapshot {name:?}: {fault}")]
+    Snapshot {
+        /// The snapshot.
+        name: String,
+        /// The rule.
+        fault: crate::snapshots::Fault,
+    },
     /// No such image.
     #[error("there is no image {name:?} here{}", suggestion(.near))]
     NoImage {

@@ -3,7 +3,7 @@
 //! Reading order: [`id`], [`reference`] and [`manifest`] (names and documents), [`source`] (where
 //! images come from), [`tar`] (layers as they travel), `store` (the directory, its locks, what a
 //! crash leaves), `meta` (the database), `pull` and `pipeline`, `commit`, [`images`], [`collect`], [`save`],
-//! [`containers`].
+//! [`containers`], [`snapshots`].
 
 pub mod collect;
 mod commit;
@@ -18,6 +18,7 @@ mod pull;
 pub mod reference;
 pub mod save;
 mod seam;
+pub mod snapshots;
 pub mod source;
 mod store;
 pub mod tar;

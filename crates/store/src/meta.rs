@@ -16,7 +16,7 @@ use crate::id::Digest;
 use crate::seam::Seam;
 
 /// The format that this version writes.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// One statement a table.
 const SCHEMA: &str = "
@@ -44,6 +44,11 @@ CREATE TABLE IF NOT EXISTS containers (
   id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, image TEXT NOT NULL REFERENCES images(id),
   created INTEGER NOT NULL, state TEXT NOT NULL) STRICT;
 CREATE INDEX IF NOT EXISTS containers_by_image ON containers(image);
+CREATE TABLE IF NOT EXISTS snapshots (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, kind INTEGER NOT NULL,
+  parent INTEGER REFERENCES snapshots(id), created INTEGER NOT NULL, updated INTEGER NOT NULL,
+  labels TEXT NOT NULL, bytes INTEGER, inodes INTEGER) STRICT;
+CREATE INDEX IF NOT EXISTS snapshots_by_parent ON snapshots(parent);
 ";
 
 #[derive(Debug)]
@@ -77,11 +82,12 @@ impl Meta {
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         db.pragma_update(None, "wal_autocheckpoint", 128)?;
         let format: u32 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        if format != 0 && format != FORMAT {
+        // Of format 2 only the table of snapshots is missing.
+        if format != 0 && format != 2 && format != FORMAT {
             let root = path.parent().unwrap_or(path).to_owned();
             return Err(Error::Format { root, found: format, known: FORMAT });
         }
-        if format == 0 {
+        if format != FORMAT {
             db.execute_batch(&format!(
                 "BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;"
             ))?;

@@ -9,6 +9,7 @@
 //!        trash/…       what has no row any more
 //!        locks/…       flock(2), which ends with its process
 //!        rw/ID/        upper and work of a container
+//!        snapshots/ID  fs and work of a snapshot of containerd's
 //! ```
 //!
 //! Invariants: a row's files are complete and on disk; a file without a row or a held lock is
@@ -41,7 +42,7 @@ pub struct Store {
     next: AtomicU64,
 }
 
-const DIRS: [&str; 6] = ["layers", "staging", "partial", "trash", "locks", "rw"];
+const DIRS: [&str; 7] = ["layers", "staging", "partial", "trash", "locks", "rw", "snapshots"];
 
 /// A lock that is held until it is dropped, or its process ends.
 #[derive(Debug)]
@@ -206,6 +207,7 @@ impl Store {
                 self.unlock(&container_lock(&id), lock)?;
             }
         }
+        self.recover_snapshots()?;
         for name in self.names("locks")? {
             let Some(lock) = self.lock_if_free(&name)? else { continue };
             if name.starts_with(LEASE) {

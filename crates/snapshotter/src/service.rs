@@ -1,0 +1,235 @@
+//! The calls of containerd's snapshots service.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use prost_types::Timestamp;
+use store::snapshots::{Fault, Kind, Snapshot};
+use store::{Error, Store};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status};
+
+use crate::filter::Filters;
+use crate::mounts;
+use crate::proto::snapshots_server::Snapshots;
+use crate::proto::{
+    CleanupRequest, CommitSnapshotRequest, Info, ListSnapshotsRequest, ListSnapshotsResponse,
+    MountsRequest, MountsResponse, PrepareSnapshotRequest, PrepareSnapshotResponse,
+    RemoveSnapshotRequest, StatSnapshotRequest, StatSnapshotResponse, UpdateSnapshotRequest,
+    UpdateSnapshotResponse, UsageRequest, UsageResponse, ViewSnapshotRequest, ViewSnapshotResponse,
+};
+
+type Answer<T> = Result<Response<T>, Status>;
+
+/// Snapshots in one message of a listing.
+const PAGE: usize = 100;
+
+/// What a label and its value may have together, in bytes.
+const LABEL: usize = 4096;
+
+#[derive(Debug)]
+pub(crate) struct Service {
+    store: Arc<Store>,
+}
+
+impl Service {
+    pub fn new(store: Arc<Store>) -> Self {
+        Self { store }
+    }
+
+    /// Runs what waits for the disk where it holds up nobody.
+    async fn with<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Store) -> store::Result<T> + Send + 'static,
+    ) -> Result<T, Status> {
+        let store = Arc::clone(&self.store);
+        let done = tokio::task::spawn_blocking(move || act(&store)).await;
+        let done = done.map_err(|e| Status::internal(format!("the call was lost: {e}")))?;
+        done.map_err(|e| status(&e))
+    }
+
+    async fn make(
+        &self,
+        name: String,
+        parent: String,
+        kind: Kind,
+        labels: HashMap<String, String>,
+    ) -> Result<Vec<crate::containerd::types::Mount>, Status> {
+        let labels = checked(labels)?;
+        let made = self.with(move |store| {
+            let parent = Some(parent.as_str()).filter(|parent| !parent.is_empty());
+            let stack = store.prepare_snapshot(&name, parent, kind, &labels)?;
+            Ok(mounts::of(&stack, is_user(store)))
+        });
+        made.await
+    }
+}
+
+fn is_user(store: &Store) -> bool {
+    store.namespace() == layer::Namespace::User
+}
+
+/// The code that containerd acts on.
+///
+/// Source: containerd `core/snapshots/storage`: which rule has which error.
+fn status(error: &Error) -> Status {
+    let text = error.to_string();
+    let Error::Snapshot { fault, .. } = error else { return Status::internal(text) };
+    match fault {
+        Fault::Absent => Status::not_found(text),
+        Fault::Exists => Status::already_exists(text),
+        Fault::ParentNotCommitted | Fault::OtherParent => Status::invalid_argument(text),
+        Fault::NotActive | Fault::Committed | Fault::HasChildren => {
+            Status::failed_precondition(text)
+        }
+    }
+}
+
+fn checked(labels: HashMap<String, String>) -> Result<BTreeMap<String, String>, Status> {
+    for (name, value) in &labels {
+        if name.len() + value.len() > LABEL {
+            let why = format!("the label {name:?} has more than {LABEL} bytes with its value");
+            return Err(Status::invalid_argument(why));
+        }
+    }
+    Ok(labels.into_iter().collect())
+}
+
+fn info(snapshot: Snapshot) -> Info {
+    let time = |nanos: i64| {
+        let (seconds, nanos) = (nanos.div_euclid(1_000_000_000), nanos.rem_euclid(1_000_000_000));
+        Some(Timestamp { seconds, nanos: i32::try_from(nanos).unwrap_or(0) })
+    };
+    let kind = match snapshot.kind {
+        Kind::View => crate::proto::Kind::View,
+        Kind::Active => crate::proto::Kind::Active,
+        Kind::Committed => crate::proto::Kind::Committed,
+    };
+    Info {
+        name: snapshot.name,
+        parent: snapshot.parent.unwrap_or_default(),
+        kind: kind.into(),
+        created_at: time(snapshot.created),
+        updated_at: time(snapshot.updated),
+        labels: snapshot.labels.into_iter().collect(),
+    }
+}
+
+#[tonic::async_trait]
+impl Snapshots for Service {
+    async fn prepare(
+        &self,
+        request: Request<PrepareSnapshotRequest>,
+    ) -> Answer<PrepareSnapshotResponse> {
+        let r = request.into_inner();
+        let mounts = self.make(r.key, r.parent, Kind::Active, r.labels).await?;
+        Ok(Response::new(PrepareSnapshotResponse { mounts }))
+    }
+
+    async fn view(&self, request: Request<ViewSnapshotRequest>) -> Answer<ViewSnapshotResponse> {
+        let r = request.into_inner();
+        let mounts = self.make(r.key, r.parent, Kind::View, r.labels).await?;
+        Ok(Response::new(ViewSnapshotResponse { mounts }))
+    }
+
+    async fn mounts(&self, request: Request<MountsRequest>) -> Answer<MountsResponse> {
+        let key = request.into_inner().key;
+        let mounts = self
+            .with(move |store| Ok(mounts::of(&store.snapshot_stack(&key)?, is_user(store))))
+            .await?;
+        Ok(Response::new(MountsResponse { mounts }))
+    }
+
+    async fn commit(&self, request: Request<CommitSnapshotRequest>) -> Answer<()> {
+        let r = request.into_inner();
+        let labels = checked(r.labels)?;
+        self.with(move |store| {
+            let parent = Some(r.parent.as_str()).filter(|parent| !parent.is_empty());
+            store.commit_snapshot(&r.key, &r.name, parent, &labels)
+        })
+        .await?;
+        Ok(Response::new(()))
+    }
+
+    async fn remove(&self, request: Request<RemoveSnapshotRequest>) -> Answer<()> {
+        let key = request.into_inner().key;
+        self.with(move |store| store.remove_snapshot(&key)).await?;
+        // Nobody waits for the files.
+        let store = Arc::clone(&self.store);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = store.empty_trash() {
+                tracing::warn!(%error, "what was removed stays on the disk until the next removal");
+            }
+        });
+        Ok(Response::new(()))
+    }
+
+    async fn stat(&self, request: Request<StatSnapshotRequest>) -> Answer<StatSnapshotResponse> {
+        let key = request.into_inner().key;
+        let snapshot = self.with(move |store| store.snapshot(&key)).await?;
+        Ok(Response::new(StatSnapshotResponse { info: Some(info(snapshot)) }))
+    }
+
+    async fn update(
+        &self,
+        request: Request<UpdateSnapshotRequest>,
+    ) -> Answer<UpdateSnapshotResponse> {
+        let r = request.into_inner();
+        let new =
+            r.info.ok_or_else(|| Status::invalid_argument("there is nothing to update to"))?;
+        let labels = checked(new.labels)?;
+        let paths = r.update_mask.map(|mask| mask.paths).unwrap_or_default();
+        let of_label = |path: &String| path.strip_prefix("labels.").map(str::to_owned);
+        if let Some(other) = paths.iter().find(|path| *path != "labels" && of_label(path).is_none())
+        {
+            return Err(Status::invalid_argument(format!("{other:?} of a snapshot can't change")));
+        }
+        let all = paths.is_empty() || paths.iter().any(|path| path == "labels");
+        let names: Vec<String> = paths.iter().filter_map(of_label).collect();
+        let snapshot = self
+            .with(move |store| {
+                store.update_snapshot(&new.name, |known| {
+                    if all {
+                        *known = labels;
+                    } else {
+                        for name in names {
+                            match labels.get(&name).filter(|value| !value.is_empty()) {
+                                Some(value) => known.insert(name, value.clone()),
+                                None => known.remove(&name),
+                            };
+                        }
+                    }
+                    known.retain(|_, value| !value.is_empty());
+                })
+            })
+            .await?;
+        Ok(Response::new(UpdateSnapshotResponse { info: Some(info(snapshot)) }))
+    }
+
+    type ListStream =
+        std::pin::Pin<Box<dyn Stream<Item = Result<ListSnapshotsResponse, Status>> + Send>>;
+
+    async fn list(&self, request: Request<ListSnapshotsRequest>) -> Answer<Self::ListStream> {
+        let filters = request.into_inner().filters;
+        let filters = Filters::parse(&filters).map_err(Status::invalid_argument)?;
+        // Read at once, so that a call that this one's answers lead to finds the database free.
+        let found = self.with(|store| store.snapshots()).await?;
+        let found: Vec<Info> =
+            found.into_iter().filter(|snapshot| filters.let_through(snapshot)).map(info).collect();
+        let page = |infos: &[Info]| Ok(ListSnapshotsResponse { info: infos.to_vec() });
+        let pages: Vec<_> = found.chunks(PAGE).map(page).collect();
+        Ok(Response::new(Box::pin(tokio_stream::iter(pages))))
+    }
+
+    async fn usage(&self, request: Request<UsageRequest>) -> Answer<UsageResponse> {
+        let key = request.into_inner().key;
+        let (size, inodes) = self.with(move |store| store.snapshot_usage(&key)).await?;
+        let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        Ok(Response::new(UsageResponse { size: signed(size), inodes: signed(inodes) }))
+    }
+
+    async fn cleanup(&self, _: Request<CleanupRequest>) -> Answer<()> {
+        self.with(Store::empty_trash).await?;
+        Ok(Response::new(()))
+    }
+}
