@@ -15,6 +15,7 @@
 //! Invariants: a row's files are complete and on disk; a file without a row or a held lock is
 //! litter; nothing goes that a row or a living lease needs.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -27,6 +28,7 @@ use rustix::io::Errno;
 
 use crate::error::{At, Error, Result};
 use crate::id::Digest;
+use crate::manifest::{Document, parse};
 use crate::meta::Meta;
 use crate::seam::Seam;
 use crate::tar::{apply, content};
@@ -217,6 +219,31 @@ impl Store {
                 })?;
             }
             self.unlock(&name, lock)?;
+        }
+        self.forget_downloads()
+    }
+
+    /// Removes downloads whose layers are there: a loss of power after a pull may bring back what the
+    /// pull removed last.
+    fn forget_downloads(&self) -> Result<()> {
+        let names = self.names("partial")?;
+        if names.is_empty() {
+            return Ok(());
+        }
+        let mut there = BTreeSet::new();
+        for image in self.images()? {
+            // A manifest that another version wrote tells of no blobs.
+            if let Ok(Document::Manifest(manifest)) = parse(&image.manifest, &image.media_type) {
+                there.extend(manifest.layers.iter().map(|blob| blob.digest.hex()));
+            }
+        }
+        for name in names.iter().filter(|name| there.contains(*name)) {
+            let path = self.root.join("partial").join(name);
+            self.before("clearing a download", &path)?;
+            // A pull that has just ended may be about to do the same.
+            if lock_file(&path, FlockOperation::NonBlockingLockExclusive)?.is_some() {
+                crate::pull::remove_if_there(&path)?;
+            }
         }
         Ok(())
     }

@@ -141,6 +141,9 @@ fn a_step_that_fails_leaves_a_sound_store() {
 
 const STEP: &str = "STRATA_TEST_STEP";
 const PLACE: &str = "STRATA_TEST_PLACE";
+const LAYOUT: &str = "STRATA_TEST_LAYOUT";
+/// The file system that goes with the process.
+const POWER: &str = "STRATA_TEST_POWER";
 
 #[test]
 fn a_process_that_is_killed_leaves_a_sound_store() {
@@ -153,6 +156,7 @@ fn a_process_that_is_killed_leaves_a_sound_store() {
             .args(["--exact", "one_life_that_ends_at_a_step", "--ignored"])
             .env(STEP, step.to_string())
             .env(PLACE, &place)
+            .env(LAYOUT, &layout)
             .output()
             .expect("a child");
         if killed.status.success() {
@@ -165,6 +169,88 @@ fn a_process_that_is_killed_leaves_a_sound_store() {
     }
 }
 
+/// A file system in a file, mounted until this is dropped.
+struct Disk {
+    image: PathBuf,
+    at: PathBuf,
+}
+
+impl Disk {
+    fn new(temp: &Path, kind: &str) -> Self {
+        let disk = Self { image: temp.join(format!("{kind}.img")), at: temp.join(kind) };
+        let file = fs::File::create_new(&disk.image).expect("an image");
+        file.set_len(512 << 20).expect("its length");
+        fs::create_dir(&disk.at).expect("a directory");
+        ran(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&disk.image));
+        disk.mount();
+        disk
+    }
+
+    fn mount(&self) {
+        ran(Command::new("mount").args(["-o", "loop"]).arg(&self.image).arg(&self.at));
+    }
+
+    fn unmount(&self) {
+        ran(Command::new("umount").arg(&self.at));
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // A test that fails has processes here at times.
+        drop(Command::new("umount").arg("-l").arg(&self.at).output());
+    }
+}
+
+fn ran(command: &mut Command) {
+    let output = command.output().expect("a program");
+    assert!(output.status.success(), "{command:?}: {output:?}");
+}
+
+/// Cuts the power at every step.
+fn power_fails(kind: &str) {
+    let there = Command::new(format!("mkfs.{kind}")).arg("-V").output().is_ok();
+    if !there || !sys::privilege::is_initial_root() {
+        assert!(std::env::var_os("STRATA_REQUIRE").is_none(), "needs root and mkfs.{kind}");
+        println!("SKIPPED: needs root and mkfs.{kind}");
+        return;
+    }
+    let temp = tempfile::tempdir().expect("a directory");
+    let layout = images(temp.path());
+    let own = std::env::current_exe().expect("this program");
+    let disk = Disk::new(temp.path(), kind);
+    for step in 0.. {
+        let place = disk.at.join(step.to_string());
+        let life = Command::new(&own)
+            .args(["--exact", "one_life_that_ends_at_a_step", "--ignored"])
+            .env(STEP, step.to_string())
+            .env(PLACE, &place)
+            .env(LAYOUT, &layout)
+            .env(POWER, &disk.at)
+            .output()
+            .expect("a child");
+        if life.status.success() {
+            assert!(step > 30, "only {step} steps");
+            break;
+        }
+        assert_eq!(life.status.code(), None, "{life:?}");
+        disk.unmount();
+        disk.mount();
+        sound(&place, &layout, &format!("{kind}: power lost at step {step}"));
+        fs::remove_dir_all(&place).expect("a removal");
+    }
+}
+
+#[test]
+fn a_loss_of_power_leaves_a_sound_store_on_ext4() {
+    power_fails("ext4");
+}
+
+#[test]
+fn a_loss_of_power_leaves_a_sound_store_on_xfs() {
+    power_fails("xfs");
+}
+
 #[test]
 #[ignore = "run by the test above, in a process of its own"]
 fn one_life_that_ends_at_a_step() {
@@ -173,7 +259,13 @@ fn one_life_that_ends_at_a_step() {
     };
     let step = step.to_str().and_then(|step| step.parse().ok()).expect("a number");
     let place = PathBuf::from(place);
-    let layout = place.parent().expect("a directory").join("oci");
-    let seam = at(step, |_| Ok(kill_process(getpid(), Signal::KILL)?));
+    let layout = PathBuf::from(std::env::var_os(LAYOUT).expect("a layout"));
+    let power = std::env::var_os(POWER).map(|at| fs::File::open(at).expect("a file system"));
+    let seam = at(step, move |_| {
+        if let Some(power) = &power {
+            sys::cut::power(power).expect("a loss of power");
+        }
+        Ok(kill_process(getpid(), Signal::KILL)?)
+    });
     live(&place, &layout, seam).expect("a life");
 }

@@ -1,12 +1,13 @@
 //! The kernel: what Strata asks of it beyond rustix, and all that is unsafe outside the FUSE wire.
 //!
 //! Reading order: [`beneath`] (open below a root and never outside it), [`copy`] (data from one
-//! file to another by the cheapest means that the file system has), [`memory`], [`signal`] (being asked to
+//! file to another by the cheapest means that the file system has), [`cut`] (the power, for tests), [`memory`], [`signal`] (being asked to
 //! end), [`namespace`], [`detached`] (mounts that nobody else sees), [`error`].
 
 pub mod beneath;
 pub mod control;
 pub mod copy;
+pub mod cut;
 pub mod detached;
 pub mod error;
 pub mod handle;
