@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# kill -9 of the daemon while files are copied up, made, renamed and removed: the upper layer mounts again, each file is
-# old or new and nothing between, and what was synced before is there.
+# kill -9 of the daemon, and in further rounds a power cut of the file system below, while files are copied up, made,
+# renamed and removed: the upper layer mounts again, each file is old or new and nothing between, and what was synced
+# before is there.
 . "$(dirname "$0")/lib.sh"
-need setfattr
+need xfs_io
 strata_binary
 scratch ext4
 mkdir -p "$D/l"
@@ -15,28 +16,45 @@ work() {
   for i in $(seq 100); do
     echo "one $round" | dd of="f$i" oflag=append conv=notrunc,fsync status=none || return
     echo "changed $i" >&3
-    { echo "made $round" | dd of="n$i" conv=fsync status=none && mv "n$i" "made$i" && sync -f .; } || return
+    { echo "made $round" | dd of="n$i" conv=fsync status=none && mv "n$i" "made$i" && sync .; } || return
     echo "made $i" >&3
-    if [ $((i % 5)) = 0 ]; then { rm "f$((i - 1))" && sync -f .; } || return; echo "removed $((i - 1))" >&3; fi
+    if [ $((i % 5)) = 0 ]; then { rm "f$((i - 1))" && sync .; } || return; echo "removed $((i - 1))" >&3; fi
   done
 }
 
-for round in $(seq 12); do
-  rm -rf "$D/u" "$D/w"
-  union
-  process=$(daemon "$D/m") || fail 'the daemon is not found'
-  (work) 3>"$D/log" 2>/dev/null &
-  worker=$!
-  sleep "$(awk -v r="$round" 'BEGIN {print 0.03 * r * r % 1.3}')"
-  kill -9 "$process"
+# Nothing that is not on the disk survives it, nor does the journal's end.
+power_cut() {
+  xfs_io -x -c shutdown "$D"
   wait "$worker" || :
   umount -l "$D/m"
   for _ in $(seq 100); do daemon "$D/m" >/dev/null || break; sleep 0.05; done
+  for _ in $(seq 50); do umount "$D" 2>/dev/null && break; sleep 0.1; done
+  mount -o loop "$IMAGE" "$D"
+}
+
+log=$IMAGE.log # not on the disk that is cut off
+also_at_end() { rm -f "$log"; }
+for round in $(seq 20); do
+  rm -rf "$D/u" "$D/w"
+  union
+  sync -f "$D"
+  process=$(daemon "$D/m") || fail 'the daemon is not found'
+  (work) 3>"$log" 2>/dev/null &
+  worker=$!
+  sleep "$(awk -v r="$round" 'BEGIN {print 0.03 * r * r % 1.3}')"
+  if [ "$round" -gt 12 ]; then
+    power_cut
+  else
+    kill -9 "$process"
+    wait "$worker" || :
+    umount -l "$D/m"
+    for _ in $(seq 100); do daemon "$D/m" >/dev/null || break; sleep 0.05; done
+  fi
   union
   for i in $(seq 100); do
-    removed=$(grep -cx "removed $i" "$D/log" || :)
-    changed=$(grep -cx "changed $i" "$D/log" || :)
-    made=$(grep -cx "made $i" "$D/log" || :)
+    removed=$(grep -cx "removed $i" "$log" || :)
+    changed=$(grep -cx "changed $i" "$log" || :)
+    made=$(grep -cx "made $i" "$log" || :)
     if [ -e "$D/m/f$i" ]; then
       [ "$removed" = 0 ] || fail "round $round: f$i is back"
       if ! cmp -s "$D/l/f$i" "$D/m/f$i"; then
@@ -46,13 +64,13 @@ for round in $(seq 12); do
       fi
     else
       # Its removal may have been done and not acknowledged, as the last thing.
-      [ "$removed" = 1 ] || grep -qx "made $((i + 1))" "$D/log" || fail "round $round: f$i is gone"
+      [ "$removed" = 1 ] || grep -qx "made $((i + 1))" "$log" || fail "round $round: f$i is gone"
     fi
     [ "$made" = 0 ] || [ "$(cat "$D/m/made$i")" = "made $round" ] || fail "round $round: made$i is lost"
   done
   unmount "$D/m"
   left=$(find "$D/w" -mindepth 2 | wc -l)
   [ "$left" = 0 ] || fail "round $round: $left things are left in the work directory"
-  echo "round $round: killed after $(wc -l <"$D/log") acknowledged changes"
+  echo "round $round: cut off after $(wc -l <"$log") acknowledged changes"
   [ "$before" = "$(tree "$D/l")" ] || fail 'the lower layer changed'
 done
