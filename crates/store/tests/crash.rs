@@ -190,8 +190,20 @@ impl Disk {
         ran(Command::new("mount").args(["-o", "loop"]).arg(&self.image).arg(&self.at));
     }
 
+    /// Unmounts it, and waits until nobody has it: a mount namespace that a program made meanwhile has a copy.
     fn unmount(&self) {
-        ran(Command::new("umount").arg(&self.at));
+        let begun = std::time::Instant::now();
+        let wait = || {
+            assert!(begun.elapsed().as_secs() < 60, "{:?} stays in use", self.image);
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        };
+        while !Command::new("umount").arg(&self.at).output().expect("umount").status.success() {
+            wait();
+        }
+        let used = || Command::new("losetup").arg("-j").arg(&self.image).output().expect("losetup");
+        while !used().stdout.is_empty() {
+            wait();
+        }
     }
 }
 
