@@ -33,6 +33,11 @@ impl Owners {
         }
     }
 
+    /// Whether only CAP_SYS_ADMIN may write it.
+    pub const fn needs_privileges(self) -> bool {
+        matches!(self, Self::Privileged)
+    }
+
     /// Whether an attribute is one of these.
     pub fn is_attribute(name: &[u8]) -> bool {
         Self::ALL.iter().any(|owners| owners.attribute().as_bytes() == name)

@@ -89,6 +89,11 @@ impl Layer {
         Self { aufs: false, ..self }
     }
 
+    /// Where the layer's marks live.
+    pub fn namespace(&self) -> Namespace {
+        self.namespace
+    }
+
     /// Where owners and modes are, if not with the files.
     pub fn owners(&self) -> Option<Owners> {
         self.owners

@@ -61,6 +61,15 @@ pub enum Error {
         /// The work directory.
         work: PathBuf,
     },
+    /// The kernel's index has files that would be shown as they were before.
+    #[error(
+        "{work:?} has an index of hard links whose other names would show the old files: mount this upper layer with \
+         the kernel's overlayfs and index=on"
+    )]
+    KernelIndex {
+        /// The work directory.
+        work: PathBuf,
+    },
     /// The upper layer keeps owners in one attribute, and another was asked for.
     #[error(
         "{upper:?} has its owners in {attribute}: mount it with the xattr_permissions that it was written with"
@@ -103,7 +112,9 @@ impl Error {
             Self::Refused { source, .. } => *source,
             Self::UpperInUse { .. } => Errno::BUSY,
             Self::WorkElsewhere { .. } => Errno::XDEV,
-            Self::UnknownFeature { .. } | Self::WasVolatile { .. } => Errno::NOTSUP,
+            Self::UnknownFeature { .. } | Self::WasVolatile { .. } | Self::KernelIndex { .. } => {
+                Errno::NOTSUP
+            }
             Self::OtherOwners { .. } => Errno::INVAL,
             Self::Layer(e) => e.source.source,
             Self::Call { source, .. } => source.source,

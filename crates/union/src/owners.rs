@@ -63,7 +63,8 @@ impl Union {
                 self.has_owners = true;
                 Ok(self)
             }
-            Some(known) if known == owners => Ok(self),
+            // Two versions of fuse-overlayfs have two names for what needs no privileges: the one that is there stays.
+            Some(known) if known.needs_privileges() == owners.needs_privileges() => Ok(self),
             Some(known) => Err(Error::OtherOwners {
                 upper: self.layers[0].path().to_owned(),
                 attribute: known.attribute(),

@@ -151,10 +151,15 @@ fn what_is_written_has_its_owner_in_the_attribute_and_is_ours() {
     let refused = union.setxattr(sub, ATTRIBUTE.as_ref(), b"0:0:777", XattrFlags::empty());
     assert_eq!(refused.map_err(|e| e.errno()), Err(Errno::PERM));
     drop(union);
+    let again = scene.union(true).keep_owners(Owners::User).unwrap();
+    let change = SetAttr { gid: Some(78), ..SetAttr::default() };
+    again.setattr(node(&again, "made").unwrap(), &change).unwrap();
+    assert_eq!(scene.kept("made"), "4000000:78:10", "the attribute that is there stays");
+    drop(again);
     // The upper layer says it itself; it can't be had otherwise.
     let union = scene.union(true);
     assert!(union.keeps_owners());
-    assert_eq!(shown(&union, "made"), (4_000_000, 77, 0o10));
+    assert_eq!(shown(&union, "made"), (4_000_000, 78, 0o10));
     assert_eq!(shown(&union, "named"), (1234, 6, 0o644));
     assert_eq!(shown(&union, ""), (me.uid(), me.gid(), me.mode() & 0o7777));
     let other = union.keep_owners(Owners::Privileged);
