@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::RwLock;
 use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom, fallocate, fdatasync, fsync, seek};
-use rustix::io::{Errno, pread, pwrite};
+use rustix::io::Errno;
 
 use crate::attr::reopen_fd;
 use crate::copy_up::Data;
@@ -14,6 +14,7 @@ use crate::error::{Result, Step, refused};
 use crate::node::{Node, NodeId};
 use crate::space::{added, held_by_fd};
 use crate::stack::Union;
+use crate::transfer::{counted, read_some, write_some};
 
 /// Bytes that are copied by hand at once.
 const PIECE: usize = 1 << 20;
@@ -192,17 +193,7 @@ impl Union {
             return read.map_err(|e| self.fail(&open.node, Step::Read, "pread", e));
         }
         let fd = self.fd(open)?;
-        let mut done = 0;
-        while done < into.len() {
-            match pread(&*fd, &mut into[done..], offset + done as u64) {
-                // A file gives less only at its end: no second call to hear so.
-                Ok(n) if n < into.len() - done => return Ok(done + n),
-                Ok(n) => done += n,
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(self.fail(&open.node, Step::Read, "pread", e)),
-            }
-        }
-        Ok(done)
+        read_some(&fd, into, offset).map_err(|e| self.fail(&open.node, Step::Read, "pread", e))
     }
 
     /// Writes all of `data` at `offset`, or as much as there is room for.
@@ -254,16 +245,8 @@ impl Union {
     }
 
     fn write_all(&self, open: &OpenFile, fd: &OwnedFd, data: &[u8], offset: u64) -> Result<usize> {
-        let mut done = 0;
-        while done < data.len() {
-            match pwrite(fd, &data[done..], offset + done as u64) {
-                Ok(n) => done += n,
-                Err(Errno::INTR) => {}
-                Err(_) if done > 0 => break,
-                Err(e) => return Err(self.fail(&open.node, Step::Change, "pwrite", e)),
-            }
-        }
-        Ok(done)
+        let written = counted(write_some(fd, data, offset));
+        written.map_err(|e| self.fail(&open.node, Step::Change, "pwrite", e))
     }
 
     /// Waits until the file, and its copy-up, are on disk. A volatile union does not wait.

@@ -24,6 +24,7 @@ mod rename;
 pub mod resolve;
 mod space;
 mod stack;
+mod transfer;
 mod upper;
 mod xattr;
 

@@ -23,7 +23,9 @@ use rustix::io::Errno;
 
 use chunks::Chunks;
 pub(crate) use registry::{ATTRIBUTE, Partials, Source};
-use sidecar::{Map, Sidecar, read_some, write_some};
+use sidecar::{Map, Sidecar};
+
+use crate::transfer::{counted, read_some, write_some};
 
 type Result<T> = std::result::Result<T, Errno>;
 
@@ -126,7 +128,7 @@ impl Partial {
         }
         // What is its own already is written as in any file.
         if !self.cut.load(Ordering::Acquire) && self.run(offset, end) == (true, end) {
-            return some(write_some(&self.data, data, offset));
+            return counted(write_some(&self.data, data, offset));
         }
         let mut state = self.state.lock();
         self.before_growth(&mut state, end)?;
@@ -293,13 +295,5 @@ impl Partial {
             }
         }
         if hole { Ok(size) } else { Err(Errno::NXIO) }
-    }
-}
-
-/// What was written counts, and the error is told by the next write.
-fn some((done, result): (usize, Result<()>)) -> Result<usize> {
-    match result {
-        Err(e) if done == 0 => Err(e),
-        _ => Ok(done),
     }
 }

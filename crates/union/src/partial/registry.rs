@@ -266,14 +266,8 @@ impl Partials {
 
     /// Says that a kernel may mount the upper layer, where no partial file is left.
     pub fn unmark(&self) -> Result<()> {
-        for (dir, name) in [(Some("incompat"), "partial"), (None, "incompat")] {
-            let removed = match dir {
-                None => unlinkat(&self.work, name, AtFlags::REMOVEDIR),
-                Some(dir) => match openat(&self.work, dir, DIRECTORY, Mode::empty()) {
-                    Ok(dir) => unlinkat(&dir, name, AtFlags::REMOVEDIR),
-                    Err(e) => Err(e),
-                },
-            };
+        for name in ["incompat/partial", "incompat"] {
+            let removed = unlinkat(&self.work, name, AtFlags::REMOVEDIR);
             match removed {
                 Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST) => {}
                 Err(e) => return Err(e),

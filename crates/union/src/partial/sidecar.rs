@@ -8,7 +8,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use rustix::fs::{Mode, OFlags, fdatasync, fsync, ftruncate, openat};
-use rustix::io::{Errno, pread, pwrite};
+use rustix::io::Errno;
+
+use crate::transfer::{read_some, write_some};
 
 const MAGIC: &[u8; 8] = b"STRATA-1";
 /// Bytes of the header that never changes.
@@ -190,34 +192,7 @@ pub(super) fn write_all(fd: &OwnedFd, data: &[u8], offset: u64) -> Result<(), Er
     result
 }
 
-/// Writes as much of `data` as there is room for.
-pub(super) fn write_some(fd: &OwnedFd, data: &[u8], offset: u64) -> (usize, Result<(), Errno>) {
-    let mut done = 0;
-    while done < data.len() {
-        match pwrite(fd, &data[done..], offset + done as u64) {
-            Ok(n) => done += n,
-            Err(Errno::INTR) => {}
-            Err(e) => return (done, Err(e)),
-        }
-    }
-    (done, Ok(()))
-}
-
 /// Fills `into`; EUCLEAN where the file ends before.
 pub(super) fn read_all(fd: &OwnedFd, into: &mut [u8], offset: u64) -> Result<(), Errno> {
     if read_some(fd, into, offset)? == into.len() { Ok(()) } else { Err(Errno::UCLEAN) }
-}
-
-/// Fills `into` as far as the file goes.
-pub(super) fn read_some(fd: &OwnedFd, into: &mut [u8], offset: u64) -> Result<usize, Errno> {
-    let mut done = 0;
-    while done < into.len() {
-        match pread(fd, &mut into[done..], offset + done as u64) {
-            Ok(0) => break,
-            Ok(n) => done += n,
-            Err(Errno::INTR) => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(done)
 }
