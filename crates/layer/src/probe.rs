@@ -73,14 +73,18 @@ impl Layer {
         Ok(Self { path: path.to_owned(), root, namespace, aufs: true, owners })
     }
 
-    /// As a lower layer: without what is mounted below it, and so that nothing can be written to it, as far as this
+    /// As lower layers: without what is mounted below them, and so that nothing can be written to them, as far as this
     /// process may have a mount of its own.
     #[must_use]
-    pub fn as_lower(self) -> Self {
-        match sys::detached::read_only_copy(&self.root) {
-            Ok(root) => Self { root, ..self },
-            Err(_) => self,
-        }
+    pub fn as_lowers(layers: Vec<Self>) -> Vec<Self> {
+        let roots: Vec<_> = layers.iter().map(|layer| &layer.root).collect();
+        let copies = sys::detached::read_only_copies(&roots);
+        let each = layers.into_iter().zip(copies);
+        each.map(|(layer, copy)| match copy {
+            Ok(root) => Self { root, ..layer },
+            Err(_) => layer,
+        })
+        .collect()
     }
 
     /// As an upper layer, where no union makes marks in the AUFS form: `.wh.` begins a name like any other.

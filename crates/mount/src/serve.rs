@@ -93,6 +93,9 @@ pub fn mount(options: &Options, mountpoint: &Path) -> Result<Mounted, Error> {
         security: options.security.clone(),
     };
     let device = fuse::mount::mount(mountpoint, &mount)?;
+    // The first lookup opens the root of each layer.
+    let layers = u32::try_from(options.lowers.len()).unwrap_or(u32::MAX);
+    sys::memory::reserve_descriptors(&device, layers.saturating_mul(4).saturating_add(1024));
     let session = SessionConfig::default();
     let started = Session::start(device, Arc::clone(&adapter), &session).map_err(Error::from);
     // Last of all, so that what fails leaves no mark.

@@ -116,9 +116,8 @@ impl Union {
             upper = Some(Upper::claim(&layer, work_path, config.volatile)?);
             layers.push(layer);
         }
-        for lower in &config.lowers {
-            layers.push(Layer::open(lower, namespace)?.as_lower());
-        }
+        let lowers = config.lowers.iter().map(|lower| Layer::open(lower, namespace));
+        layers.extend(Layer::as_lowers(lowers.collect::<layer::Result<_>>()?));
         let root = Path::new("");
         let mut devices = Vec::new();
         let mut file_systems = Vec::new();
