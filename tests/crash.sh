@@ -8,6 +8,8 @@ strata_binary
 scratch ext4
 mkdir -p "$D/l"
 for i in $(seq 100); do head -c $((i * 20000 + 17)) /dev/urandom >"$D/l/f$i"; done
+# Every tenth file has a second name, and so has the one before it, whose first name is removed later on.
+for i in $(seq 10 10 100); do ln "$D/l/f$i" "$D/l/g$i"; ln "$D/l/f$((i - 1))" "$D/l/g$((i - 1))"; done
 before=$(tree "$D/l")
 
 # Changes files until the mount is gone, noting each change that was acknowledged.
@@ -66,10 +68,20 @@ for round in $(seq 20); do
       # Its removal may have been done and not acknowledged, as the last thing.
       [ "$removed" = 1 ] || grep -qx "made $((i + 1))" "$log" || fail "round $round: f$i is gone"
     fi
+    if [ -e "$D/l/g$i" ]; then
+      links=$(stat -c %h "$D/m/g$i")
+      if [ -e "$D/m/f$i" ]; then
+        cmp -s "$D/m/f$i" "$D/m/g$i" || fail "round $round: f$i and g$i are two files"
+        [ "$links" = 2 ] || fail "round $round: g$i has $links links"
+      else
+        cmp -s <(cat "$D/l/f$i"; echo "one $round") "$D/m/g$i" || fail "round $round: what was synced to f$i is lost in g$i"
+        [ "$links" = 1 ] || fail "round $round: g$i has $links links, and f$i is gone"
+      fi
+    fi
     [ "$made" = 0 ] || [ "$(cat "$D/m/made$i")" = "made $round" ] || fail "round $round: made$i is lost"
   done
   unmount "$D/m"
-  left=$(find "$D/w" -mindepth 2 | wc -l)
+  left=$(find "$D/w/work" -mindepth 1 | wc -l)
   [ "$left" = 0 ] || fail "round $round: $left things are left in the work directory"
   echo "round $round: cut off after $(wc -l <"$log") acknowledged changes"
   [ "$before" = "$(tree "$D/l")" ] || fail 'the lower layer changed'

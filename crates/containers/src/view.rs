@@ -220,7 +220,7 @@ pub(crate) fn serve(layers: &Layers, at: &Path, exe: &Path, ours: bool) -> Resul
     let fail = |why: String| Error::View { at: at.to_owned(), why };
     let mut options = options(layers);
     // `commit`, `diff` and `snapshot` read the upper layer as it is.
-    options.push(",redirect_dir=off,partial=off");
+    options.push(",redirect_dir=off,partial=off,index=off");
     for (name, limit) in [("size", layers.limit.size), ("nr_inodes", layers.limit.inodes)] {
         if let Some(limit) = limit {
             options.push(format!(",{name}={limit}"));

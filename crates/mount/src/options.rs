@@ -45,6 +45,8 @@ pub struct Options {
     pub noacl: bool,
     /// Directories of lower layers can be renamed (`redirect_dir`), which is so unless it is turned off.
     pub no_redirect_dir: bool,
+    /// Names of a file of a lower layer that nobody has looked up yet don't follow a change of it (`index=off`).
+    pub no_index: bool,
     /// What the upper layer may hold, in bytes.
     pub size: Option<u64>,
     /// How many inodes the upper layer may hold.
@@ -112,7 +114,6 @@ const ACCEPTED: &[&str] = &[
     "ino32_t",
     "fsync",
     "fast_ino",
-    "index",
     "metacopy",
     "xino",
     "nfs_export",
@@ -211,6 +212,7 @@ impl Parsed {
             }
             "noacl" => options.noacl = true,
             "redirect_dir" => options.no_redirect_dir = text.is_some_and(|text| text != "on"),
+            "index" => options.no_index = text.is_some_and(|text| text != "on"),
             "size" => {
                 options.size = Some(size(text).ok_or_else(|| wrong("bytes, as 512m or 10g"))?)
             }
@@ -361,6 +363,9 @@ mod tests {
 
     #[test]
     fn big_files_are_completed_unless_told_otherwise() {
+        assert!(
+            !options("lowerdir=l,index=on").no_index && options("lowerdir=l,index=off").no_index
+        );
         assert_eq!(options("lowerdir=l").partial, Partial::Complete);
         assert_eq!(options("lowerdir=l,partial=keep").partial, Partial::Keep);
         assert_eq!(options("lowerdir=l,partial=off").partial, Partial::Off);

@@ -59,6 +59,7 @@ pub fn mount(options: &Options, mountpoint: &Path) -> Result<Mounted, Error> {
         namespace,
         volatile: options.volatile,
         limits: union::Limits { bytes: options.size, inodes: options.inodes },
+        index: !options.no_index,
         partial: options.partial != Partial::Off,
     };
     let union = Union::open(&config)?;

@@ -111,11 +111,13 @@ impl Union {
     }
 
     pub(crate) fn attr_of(&self, node: &Node, stat: &Statx) -> Attr {
-        let merged = node.is_dir() && {
+        let (merged, links) = {
             let body = node.body.read();
-            body.lower.len() + usize::from(body.upper) > 1
+            let merged = node.is_dir() && body.lower.len() + usize::from(body.upper) > 1;
+            (merged, body.index.as_ref().map(|indexed| indexed.links))
         };
         let mut attr = Attr::new(node.ino, merged, stat);
+        attr.nlink = links.unwrap_or(attr.nlink);
         if let Some(partial) = node.partial() {
             attr.blocks += partial.missing() / 512;
         }

@@ -20,6 +20,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::error::{Error, Result, Step};
+use crate::index::Indexed;
 use crate::node::{Node, NodeId, Rest};
 use crate::owners;
 use crate::partial::{Partial, Source};
@@ -52,6 +53,8 @@ pub(crate) enum Data {
 struct Staged {
     fd: Option<OwnedFd>,
     partial: Option<Arc<Partial>>,
+    /// Its name in the index, where it goes there.
+    index: Option<Box<OsStr>>,
 }
 
 impl Union {
@@ -91,7 +94,7 @@ impl Union {
         let staged = self.stage(upper, node, &stat, &temp, data);
         let published = staged.and_then(|staged| {
             let partial = staged.partial.clone();
-            let published = self.publish_copy(upper, node, &temp, staged);
+            let published = self.publish_copy(upper, node, &temp, staged, stat.stx_nlink);
             if let (Err(_), Some(partial)) = (&published, partial) {
                 self.drop_partial(node, &partial)?;
             }
@@ -104,7 +107,8 @@ impl Union {
                 space.give(bytes);
             }
         }
-        published
+        published?;
+        self.link_up_known(node)
     }
 
     /// Puts the staged copy in place of every name that is known.
@@ -113,7 +117,8 @@ impl Union {
         upper: &Upper,
         node: &Arc<Node>,
         temp: &OsStr,
-        Staged { fd, partial }: Staged,
+        Staged { fd, partial, index }: Staged,
+        links: u32,
     ) -> Result<()> {
         let fail = |name| move |e| self.fail(node, Step::Publish, name, e);
         let places = node.places.read().clone();
@@ -132,31 +137,37 @@ impl Union {
             body.version += 1;
             return Ok(());
         };
+        let in_index = index.is_some();
         // Other names of the same inode follow it, or they would show the old data.
-        for place in names {
+        for place in names.filter(|_| !in_index) {
             self.mark_impure(&place.parent)?;
             let dir = self.upper_dir(&place.parent)?;
             same_times(&dir, || linkat(&upper.work, temp, &*dir, &*place.name, AtFlags::empty()))
                 .map_err(fail("linkat"))?;
         }
-        self.mark_impure(&first.parent)?;
-        let dir = self.upper_dir(&first.parent)?;
-        same_times(&dir, || {
-            renameat_with(&upper.work, temp, &*dir, &*first.name, RenameFlags::NOREPLACE)
-        })
-        .map_err(fail("renameat2"))?;
+        if let Some(hex) = &index {
+            self.publish_in_index(node, &upper.work, temp, hex)?;
+        } else {
+            self.mark_impure(&first.parent)?;
+            let dir = self.upper_dir(&first.parent)?;
+            same_times(&dir, || {
+                renameat_with(&upper.work, temp, &*dir, &*first.name, RenameFlags::NOREPLACE)
+            })
+            .map_err(fail("renameat2"))?;
+        }
         let mut body = node.body.write();
         if let Some(fd) = fd.filter(|_| node.opens.load(Ordering::Acquire) > 0 && !node.is_dir()) {
             body.anchor = Some(Arc::new(fd));
         }
         body.upper = true;
+        body.index = index.map(|name| Box::new(Indexed { name, links }));
         body.rest = partial.map(|partial| Box::new(Rest::Partial(partial)));
         body.version += 1;
         if !node.is_dir() {
             body.lower = Parts::None;
         }
         drop(body);
-        if places.len() > 1 {
+        if in_index || places.len() > 1 {
             self.table.identify(node, inode(LayerIndex(0), &staged));
         }
         Ok(())
@@ -175,6 +186,9 @@ impl Union {
         let mode = Mode::from_raw_mode(u32::from(stat.stx_mode) & 0o7777);
         let (uid, gid) = (Some(Uid::from_raw(stat.stx_uid)), Some(Gid::from_raw(stat.stx_gid)));
         let real = self.real(node)?;
+        // What has no name any more needs none to be found by.
+        let several =
+            if node.place().is_some() { self.index_name(node, stat, &real)? } else { None };
         let nofollow = AtFlags::SYMLINK_NOFOLLOW;
         let open =
             |flags| openat(&upper.work, temp, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
@@ -185,8 +199,11 @@ impl Union {
                 let from = self.reopen(node, &real, OFlags::RDONLY)?;
                 if data == Data::All {
                     partial = match node.below() {
-                        None => self.copy_data(node, &from, &to)?,
-                        Some(part) => self.copy_data(node, &self.open_part(node, &part)?, &to)?,
+                        None => self.copy_data(node, &from, &to, several.is_none())?,
+                        Some(part) => {
+                            let from = self.open_part(node, &part)?;
+                            self.copy_data(node, &from, &to, several.is_none())?
+                        }
                     };
                 }
                 Some((from, to))
@@ -209,14 +226,14 @@ impl Union {
             }
         };
         let Some((from, to)) = fds else {
-            self.mark_origin(node, stat, &real, &upper.work, temp)?;
+            let index = self.mark_copy(node, stat, &real, temp, several)?;
             given(self.given(chownat(&upper.work, temp, uid, gid, nofollow)))
                 .map_err(fail("fchownat"))?;
             if node.kind != FileType::Symlink {
                 chmodat(&upper.work, temp, mode, AtFlags::empty()).map_err(fail("fchmodat"))?;
             }
             utimensat(&upper.work, temp, &times(stat), nofollow).map_err(fail("utimensat"))?;
-            return Ok(Staged::default());
+            return Ok(Staged { index, ..Staged::default() });
         };
         // Owner before attributes: a change of owner drops capabilities. Mode after both: the same
         // change drops set-user-ID.
@@ -225,7 +242,7 @@ impl Union {
             given(fchown(&to, uid, gid)).map_err(fail("fchown"))?;
         }
         self.copy_attributes(&from, &to).map_err(fail("fsetxattr"))?;
-        self.mark_origin(node, stat, &real, &upper.work, temp)?;
+        let index = self.mark_copy(node, stat, &real, temp, several)?;
         match owners {
             None => fchmod(&to, mode).map_err(fail("fchmod"))?,
             Some(owners) => {
@@ -239,7 +256,44 @@ impl Union {
         if !upper.volatile && waits {
             fsync(&to).map_err(fail("fsync"))?;
         }
-        Ok(Staged { fd: Some(to), partial })
+        Ok(Staged { fd: Some(to), partial, index })
+    }
+
+    /// Says in a staged copy of which inode it is; its name in the index, where it goes there.
+    fn mark_copy(
+        &self,
+        node: &Arc<Node>,
+        stat: &Statx,
+        real: &Real,
+        temp: &OsStr,
+        several: Option<(Box<OsStr>, Vec<u8>)>,
+    ) -> Result<Option<Box<OsStr>>> {
+        let upper = self.upper(node)?;
+        if let Some((name, origin)) = several {
+            let marked = self.mark_indexed(&upper.work, temp, &origin);
+            let marked = marked.map_err(|e| self.fail(node, Step::CopyUp, "lsetxattr", e))?;
+            return Ok(marked.then_some(name));
+        }
+        self.mark_origin(node, stat, real, &upper.work, temp)?;
+        Ok(None)
+    }
+
+    /// Gives a copy in the index the names that are known. Where there is no room for one it is found by the index all
+    /// the same.
+    fn link_up_known(&self, node: &Arc<Node>) -> Result<()> {
+        if node.body.read().index.is_none() {
+            return Ok(());
+        }
+        let places = node.places.read().clone();
+        for place in places.iter() {
+            match self.link_up(node, place) {
+                Err(e) if matches!(e.errno(), Errno::NOSPC | Errno::DQUOT | Errno::MLINK) => {
+                    tracing::debug!(error = %e, "a copy is in the index alone");
+                }
+                done => done?,
+            }
+        }
+        Ok(())
     }
 
     /// Brings a file's data, or makes it a partial file.
@@ -248,12 +302,13 @@ impl Union {
         node: &Arc<Node>,
         from: &OwnedFd,
         to: &OwnedFd,
+        may_be_partial: bool,
     ) -> Result<Option<Arc<Partial>>> {
         let stat = statx(from, "", AtFlags::EMPTY_PATH, WANTED)
             .map_err(|e| self.fail(node, Step::CopyUp, "statx", e))?;
         let lower = node.below().or_else(|| node.body.read().lower.first().cloned());
         // What has no name any more goes with its last descriptor: no crash needs to be thought of.
-        let named = node.place().is_some();
+        let named = may_be_partial && node.place().is_some();
         if let (Some(partials), Some(part), true) = (&self.partials, lower, named) {
             if stat.stx_size > 0 && sys::copy::reflink(from, to) {
                 return Ok(None);
@@ -319,7 +374,7 @@ impl Union {
 }
 
 /// Publishes something in `dir`, which shows the same names as before, so that its times stay.
-fn same_times(
+pub(crate) fn same_times(
     dir: &OwnedFd,
     publish: impl FnOnce() -> std::result::Result<(), Errno>,
 ) -> std::result::Result<(), Errno> {

@@ -133,6 +133,9 @@ impl Union {
         let parent = self.node(parent)?;
         let upper = self.upper(&parent)?;
         check_name(name)?;
+        if !parent.is_dir() {
+            return Err(refused(&self.path_in(&parent, name), Errno::NOTDIR));
+        }
         self.copy_up(&parent, Data::All)?;
         let temp = upper.temp();
         let taken = self.take_inode(&parent, name)?;
@@ -178,7 +181,8 @@ impl Union {
         let body = Body { upper: true, ..Body::default() };
         let found = Name { stat, layer: LayerIndex(0), body, ino: None };
         let place = Place::new(parent, name);
-        Ok(self.table.enter(Some(place), self.candidate(found)).0)
+        let entered = self.table.enter(Some(place), self.candidate(found), || true);
+        Ok(entered.ok_or_else(|| refused(&self.path_in(parent, name), Errno::STALE))?.0)
     }
 
     /// Refuses a name that is shown, in a directory whose `names` is held; and a directory that has
@@ -372,7 +376,8 @@ impl Union {
         let stat = statx(&fd, "", AtFlags::EMPTY_PATH, WANTED).map_err(fail("statx"))?;
         let body = Body { upper: true, ..Body::default() };
         let found = Name { stat, layer: LayerIndex(0), body, ino: None };
-        let (node, _) = self.table.enter(None, self.candidate(found));
+        let entered = self.table.enter(None, self.candidate(found), || true);
+        let (node, _) = entered.ok_or_else(|| fail("openat")(Errno::STALE))?;
         let open = self.opened(&node, fd);
         if let Some(space) = &self.space {
             space.goes_at_close(node.id);
@@ -392,12 +397,15 @@ impl Union {
         if node.is_dir() {
             return Err(refused(&self.path_in(&parent, name), Errno::PERM));
         }
+        if !parent.is_dir() {
+            return Err(refused(&self.path_in(&parent, name), Errno::NOTDIR));
+        }
         self.copy_up(&node, Data::All)?;
         self.bring_data(&node, Data::All)?;
         self.copy_up(&parent, Data::All)?;
         let names = node.places.read().clone();
         for place in names.iter() {
-            self.hand_impurity_on(&place.parent, &parent)?;
+            self.hand_impurity_on(&node, &place.parent, &parent)?;
         }
         let _change = node.change.lock();
         let _names = parent.names.write();
@@ -406,6 +414,10 @@ impl Union {
             let (parent, path) = (&parent, name);
             move |e| call(&self.path_in(parent, path), Step::Stage, call_name, e)
         };
+        if node.body.read().index.is_some() {
+            self.mark_impure(&parent)?;
+        }
+        self.names_change(&node)?;
         let temp = upper.temp();
         let linked = match self.real(&node)? {
             Real::At(dir, from) => linkat(&*dir, &*from, &upper.work, &temp, AtFlags::empty()),
@@ -421,6 +433,7 @@ impl Union {
             upper.discard(&temp);
             return Err(fail("renameat")(e));
         }
+        self.name_came(&node);
         let stat = statx(&*dir, name, AtFlags::SYMLINK_NOFOLLOW, WANTED).map_err(fail("statx"))?;
         if let Some(space) = &self.space {
             space.stays(node.id);

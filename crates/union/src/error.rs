@@ -63,8 +63,7 @@ pub enum Error {
     },
     /// The kernel's index has files that would be shown as they were before.
     #[error(
-        "{work:?} has an index of hard links whose other names would show the old files: mount this upper layer with \
-         the kernel's overlayfs and index=on"
+        "{work:?} has an index of hard links whose other names would show the old files: mount it with index=on"
     )]
     KernelIndex {
         /// The work directory.

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::FileType;
 
+use crate::index::Indexed;
 use crate::partial::Partial;
 use crate::place::{Part, Parts, Place, Places};
 use crate::resolve::LayerIndex;
@@ -41,6 +42,8 @@ pub(crate) struct Body {
     pub anchor: Option<Arc<OwnedFd>>,
     /// Set where its data is not, or not all, in its inode.
     pub rest: Option<Box<Rest>>,
+    /// Set where its inode is in the index, whatever its names.
+    pub index: Option<Box<Indexed>>,
     /// Grows when reads must go to another inode: open files look again.
     pub version: u32,
 }
@@ -245,15 +248,25 @@ impl Table {
     }
 
     /// The node of what was found under a name, with one lookup more, and whether it is a new one.
-    pub fn enter(&self, place: Option<Place>, found: Candidate) -> (Arc<Node>, bool) {
+    ///
+    /// None where `holds` says, while nobody else changes the table, that what was found holds no more.
+    pub fn enter(
+        &self,
+        place: Option<Place>,
+        found: Candidate,
+        holds: impl FnOnce() -> bool,
+    ) -> Option<(Arc<Node>, bool)> {
         let mut maps = self.maps.write();
         let known = place.as_ref().and_then(|place| maps.names.get(place.parent.id, &place.name));
         if let Some(node) = known {
             node.lookups.fetch_add(1, Ordering::Relaxed);
-            return (Arc::clone(node), false);
+            return Some((Arc::clone(node), false));
         }
         let known = found.inode.and_then(|inode| maps.by_inode.get(&inode).cloned());
         let is_new = known.is_none();
+        if is_new && !holds() {
+            return None;
+        }
         let node = known.unwrap_or_else(|| {
             let id = NodeId(self.next.fetch_add(1, Ordering::Relaxed));
             let node = Arc::new(Node {
@@ -279,7 +292,7 @@ impl Table {
         if let Some(place) = place {
             maps.add(&node, place);
         }
-        (node, is_new)
+        Some((node, is_new))
     }
 
     /// The node is of another inode from now on: it was copied up, or has got a second name.
@@ -289,6 +302,11 @@ impl Table {
             maps.by_inode.remove(&old);
         }
         maps.by_inode.insert(inode, Arc::clone(node));
+    }
+
+    /// Whether a node is of an inode that may have other names.
+    pub fn has_names(&self, id: NodeId) -> bool {
+        self.maps.read().inode_of.contains_key(&id)
     }
 
     /// Gives back lookups; a node that nothing needs any more is dropped, and the directories above
@@ -347,14 +365,15 @@ impl Table {
         self.maps.write().add(node, place);
     }
 
-    /// Whatever has the name has it no more.
-    pub fn remove_place(&self, parent: NodeId, name: &OsStr) -> Option<Arc<Node>> {
+    /// Whatever has the name has it no more; `last` where its inode has no other.
+    pub fn remove_place(&self, parent: NodeId, name: &OsStr, last: bool) -> Option<Arc<Node>> {
         let mut maps = self.maps.write();
         let node = maps.take(parent, name)?;
         if let Some(place) = node.places.write().remove(parent, name) {
             place.parent.children.fetch_sub(1, Ordering::Relaxed);
         }
-        if node.places.read().first().is_none()
+        if last
+            && node.places.read().first().is_none()
             && let Some(inode) = maps.inode_of.remove(&node.id)
         {
             maps.by_inode.remove(&inode);

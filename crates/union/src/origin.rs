@@ -20,13 +20,23 @@ use crate::resolve::LayerIndex;
 use crate::stack::{Real, Union};
 
 /// The path by which the kernel finds `name` in `dir` for calls that take no descriptors.
-fn path(dir: &OwnedFd, name: &OsStr) -> std::path::PathBuf {
+pub(crate) fn path(dir: &OwnedFd, name: &OsStr) -> std::path::PathBuf {
     Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name)
 }
 
 impl Union {
     /// The inode number that a name of the upper layer shows, where it is not its own inode's.
     pub(crate) fn origin_ino(&self, parent: &Arc<Node>, name: &OsStr) -> Result<Option<u64>> {
+        let origin = self.origin(parent, name)?;
+        Ok(origin.as_deref().and_then(origin::decode).and_then(|(uuid, ino)| {
+            let device =
+                self.file_systems.iter().find(|(_, known)| known.unwrap_or_default() == uuid)?.0;
+            Some(self.shown_ino(device, ino))
+        }))
+    }
+
+    /// What a name of the upper layer says of where it was copied from.
+    pub(crate) fn origin(&self, parent: &Arc<Node>, name: &OsStr) -> Result<Option<Vec<u8>>> {
         let fail = |what| move |e| call(&self.path_in(parent, name), Step::Read, what, e);
         let dir = self.upper_dir(parent)?;
         let impure = self.is_impure(parent, LayerIndex(0), None, &dir);
@@ -36,10 +46,7 @@ impl Union {
         let mut value = [0; 256];
         let attribute = self.namespace.attribute("origin");
         match lgetxattr(path(&dir, name), attribute.as_str(), &mut value) {
-            Ok(len) => Ok(origin::decode(&value[..len]).and_then(|(uuid, ino)| {
-                let device = self.file_systems.iter().find(|(_, known)| *known == uuid)?.0;
-                Some(self.shown_ino(device, ino))
-            })),
+            Ok(len) => Ok(Some(value[..len].to_vec())),
             Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE | Errno::PERM) => Ok(None),
             Err(e) => Err(fail("lgetxattr")(e)),
         }
@@ -47,7 +54,7 @@ impl Union {
 
     /// Says in a staged copy of which inode it is.
     ///
-    /// Not of one with several names: those that are not copied up have its number still. Where the file system has no
+    /// Not of one with several names that is not in the index: those that are not copied up have its number still. Where the file system has no
     /// handles or no room for one more attribute, the number changes with the next mount.
     pub(crate) fn mark_origin(
         &self,
@@ -61,14 +68,8 @@ impl Union {
         if kind != FileType::Directory && stat.stx_nlink > 1 {
             return Ok(());
         }
-        let handle = match real {
-            Real::At(dir, name) => sys::handle::of(&**dir, Path::new(name)),
-            Real::Anchor(fd) => sys::handle::of(&**fd, Path::new("")),
-        };
-        let handle = handle.map_err(|source| self.error(node, Step::CopyUp, source))?;
-        let device = crate::stack::device(stat);
-        let uuid = self.file_systems.iter().find(|(known, _)| *known == device);
-        let value = handle.zip(uuid).and_then(|(handle, (_, uuid))| origin::encode(*uuid, &handle));
+        let value = self.origin_of(real, stat);
+        let value = value.map_err(|e| self.fail(node, Step::CopyUp, "name_to_handle_at", e))?;
         let Some(value) = value else { return Ok(()) };
         let attribute = self.namespace.attribute("origin");
         let none = XattrFlags::empty();
@@ -79,9 +80,36 @@ impl Union {
         }
     }
 
+    /// The mark that a copy of an inode gets; none where its file system has no handles.
+    pub(crate) fn origin_of(
+        &self,
+        real: &Real,
+        stat: &Statx,
+    ) -> std::result::Result<Option<Vec<u8>>, Errno> {
+        let handle = match real {
+            Real::At(dir, name) => sys::handle::of(&**dir, Path::new(name)),
+            Real::Anchor(fd) => sys::handle::of(&**fd, Path::new("")),
+        };
+        let handle = handle.map_err(|e| e.source)?;
+        let device = crate::stack::device(stat);
+        let uuid = self.file_systems.iter().find(|(known, _)| *known == device);
+        Ok(handle
+            .zip(uuid)
+            .and_then(|(handle, (_, uuid))| origin::encode(uuid.unwrap_or_default(), &handle)))
+    }
+
     /// What goes from one directory of the upper layer to another may be a copy.
-    pub(crate) fn hand_impurity_on(&self, from: &Arc<Node>, to: &Arc<Node>) -> Result<()> {
+    pub(crate) fn hand_impurity_on(
+        &self,
+        node: &Node,
+        from: &Arc<Node>,
+        to: &Arc<Node>,
+    ) -> Result<()> {
         let fail = |e| self.fail(from, Step::Read, "fgetxattr", e);
+        // It may have no name in `from` yet that would have made that impure.
+        if node.body.read().index.is_some() {
+            return self.mark_impure(to);
+        }
         let dir = self.upper_dir(from)?;
         if from.id != to.id && self.is_impure(from, LayerIndex(0), None, &dir).map_err(fail)? {
             self.mark_impure(to)?;

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use crate::copy_up::Data;
 use crate::error::{Result, Step, call, refused};
 use crate::node::{Node, NodeId};
+use crate::place::Place;
 use crate::space::held_by;
 use crate::stack::{Real, Union};
 use crate::upper::Upper;
@@ -65,6 +66,7 @@ impl Union {
             _ => {}
         }
         self.copy_up(parent, Data::All)?;
+        self.copy_up_names(node)?;
         let _change = node.change.lock();
         let _names = parent.names.write();
         if !self.holds(parent, name, node) {
@@ -75,12 +77,16 @@ impl Union {
         if dir && !self.list(node)?.is_empty() {
             return refuse(Errno::NOTEMPTY);
         }
+        self.link_up(node, &Place::new(parent, name))?;
+        self.names_change(node)?;
         let in_upper = node.body.read().upper;
+        let last = self.is_last_name(node)?;
         self.anchor(node)?;
         let freed = self.freed_by(node, in_upper)?;
         self.hide(upper, parent, name, in_upper, dir)?;
+        self.name_went(node)?;
         self.free(node, freed);
-        self.table.remove_place(parent.id, name);
+        self.table.remove_place(parent.id, name, last);
         self.settle_partial(node)?;
         if dir {
             self.drop_dirs(node.id);
@@ -96,8 +102,28 @@ impl Union {
             return Ok(None);
         }
         let stat = self.real_stat(node)?;
-        let last = node.is_dir() || stat.stx_nlink == 1;
-        Ok(last.then(|| held_by(&stat)))
+        let links = node.body.read().index.as_ref().map_or(stat.stx_nlink, |known| known.links);
+        Ok((node.is_dir() || links == 1).then(|| held_by(&stat)))
+    }
+
+    /// Before a name of a lower file with several goes, its copy keeps count of them. Where there is no room for a copy,
+    /// the others count one too many: what is deleted must never need room.
+    pub(crate) fn copy_up_names(&self, node: &Arc<Node>) -> Result<()> {
+        if !self.belongs_in_index(node) {
+            return Ok(());
+        }
+        match self.copy_up(node, Data::All) {
+            Err(e) if matches!(e.errno(), Errno::NOSPC | Errno::DQUOT) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Whether a node's inode has only one name, be it known or not.
+    pub(crate) fn is_last_name(&self, node: &Arc<Node>) -> Result<bool> {
+        if let Some(indexed) = &node.body.read().index {
+            return Ok(indexed.links <= 1);
+        }
+        Ok(!self.table.has_names(node.id) || self.real_stat(node)?.stx_nlink <= 1)
     }
 
     /// Gives back what went with a last name; what is open keeps it until it is closed.
@@ -118,8 +144,15 @@ impl Union {
 
     /// Keeps the node's inode reachable when its last name goes.
     pub(crate) fn anchor(&self, node: &Arc<Node>) -> Result<()> {
-        if node.places.read().len() > 1 || node.body.read().anchor.is_some() {
+        if node.places.read().len() > 1 {
             return Ok(());
+        }
+        {
+            let body = node.body.read();
+            let elsewhere = body.index.as_ref().is_some_and(|indexed| indexed.links > 1);
+            if body.anchor.is_some() || elsewhere {
+                return Ok(());
+            }
         }
         let fd = match self.real(node)? {
             Real::Anchor(fd) => fd,

@@ -100,11 +100,14 @@ impl Union {
             self.copy_up(target, Data::All)?;
             self.bring_data(target, Data::All)?;
         }
+        if let (Some(target), false) = (&b.node, exchange) {
+            self.copy_up_names(target)?;
+        }
         // Without a name of its own a file would not find its data again.
         self.bring_data(source, Data::All)?;
-        self.hand_impurity_on(&a.parent, &b.parent)?;
-        if exchange {
-            self.hand_impurity_on(&b.parent, &a.parent)?;
+        self.hand_impurity_on(source, &a.parent, &b.parent)?;
+        if let (Some(target), true) = (&b.node, exchange) {
+            self.hand_impurity_on(target, &b.parent, &a.parent)?;
         }
         let moves_dirs =
             source.is_dir() || (exchange && b.node.as_ref().is_some_and(|n| n.is_dir()));
@@ -133,6 +136,11 @@ impl Union {
         if b.node.as_ref().is_some_and(|target| !exchange && beneath(&a.parent, target)) {
             return refuse(b, Errno::NOTEMPTY);
         }
+        for side in [a, b] {
+            if let Some(node) = &side.node {
+                self.link_up(node, &Place::new(&side.parent, &side.name))?;
+            }
+        }
         self.mark_moved(source, b)?;
         if let (Some(target), true) = (&b.node, exchange) {
             self.mark_moved(target, a)?;
@@ -156,6 +164,7 @@ impl Union {
             if target.is_dir() && !self.list(target)?.is_empty() {
                 return Err(refused(&self.path_in(&b.parent, &b.name), Errno::NOTEMPTY));
             }
+            self.names_change(target)?;
             self.anchor(target)?;
             if target.is_dir() && target.body.read().upper {
                 self.clear(upper, &to, &b.name).map_err(fail("renameat2"))?;
@@ -165,6 +174,10 @@ impl Union {
             Some(target) => self.freed_by(target, target.body.read().upper)?,
             None => None,
         };
+        let last = match &b.node {
+            Some(target) if !exchange => self.is_last_name(target)?,
+            _ => false,
+        };
         let leaves = !exchange
             && (flags.contains(RenameFlags::WHITEOUT) || self.is_below(&a.parent, &a.name)?);
         let moving = moves_dirs.then(|| Moving::new(&self.moves));
@@ -173,11 +186,12 @@ impl Union {
         let place = |side: &Side| Place::new(&side.parent, &side.name);
         let replaced = b.node.as_ref().filter(|_| !exchange);
         if replaced.is_some() {
-            self.table.remove_place(b.parent.id, &b.name);
+            self.table.remove_place(b.parent.id, &b.name, last);
         }
         self.table.rename(&place(a), &place(b), exchange);
         drop(moving);
         if let Some(target) = replaced {
+            self.name_went(target)?;
             self.free(target, freed);
             self.settle_partial(target)?;
         }

@@ -60,10 +60,13 @@ pub(crate) fn held_by_fd(fd: &OwnedFd) -> Result<u64, Errno> {
 }
 
 impl Space {
-    /// Counts what the upper layer behind `root` holds.
-    pub fn count(limits: Limits, root: &OwnedFd) -> Result<Self, Errno> {
+    /// Counts what the upper layer behind `root` holds, and files that only the index has.
+    pub fn count(limits: Limits, root: &OwnedFd, index: Option<&OwnedFd>) -> Result<Self, Errno> {
         let mut used = Used { bytes: 0, inodes: 0, seen: HashSet::new() };
         used.dir(root)?;
+        if let Some(index) = index {
+            used.dir(index)?;
+        }
         Ok(Self {
             limits,
             bytes: AtomicU64::new(used.bytes),
@@ -290,7 +293,7 @@ mod tests {
         file.write_all_at(&[1; 100], 0).expect("a write");
         let root = OwnedFd::from(File::open(temp.path()).expect("the directory"));
         let limits = Limits { bytes: Some(3 * BLOCK), inodes: Some(2) };
-        let space = Space::count(limits, &root).expect("a count");
+        let space = Space::count(limits, &root, None).expect("a count");
         let fd = OwnedFd::from(file);
         assert_eq!(space.take_write(&fd, 100, 100 * BLOCK), Ok((3 * BLOCK - 100, 2 * BLOCK)));
         assert_eq!(space.take_write(&fd, 3 * BLOCK, 1), Err(Errno::NOSPC));

@@ -37,6 +37,9 @@ pub struct Config {
     pub volatile: bool,
     /// How much the upper layer may hold.
     pub limits: Limits,
+    /// Whether all names of a file of a lower layer follow a change through one of them, those too that nobody has
+    /// looked up: the kernel's `index=on`. Without it, those that are known follow.
+    pub index: bool,
     /// Whether a write to a big file of a lower layer leaves the rest of its data there, until
     /// [`Union::complete`]. Not with a limit, which has room for all of a file or none.
     pub partial: bool,
@@ -63,8 +66,8 @@ pub struct Union {
     dirs: DirCache,
     /// The file systems of the layers; an inode number is unique on one.
     devices: Vec<u64>,
-    /// The same with their UUIDs, zeros for one that has none.
-    pub(crate) file_systems: Vec<(u64, [u8; 16])>,
+    /// The same with their UUIDs; none where the kernel does not tell.
+    pub(crate) file_systems: Vec<(u64, Option<[u8; 16]>)>,
 }
 
 /// What a name or a node shows.
@@ -113,7 +116,7 @@ impl Union {
         let mut upper = None;
         if let Some((upper_path, work_path)) = &config.upper {
             let layer = Layer::open(upper_path, namespace)?.as_upper();
-            upper = Some(Upper::claim(&layer, work_path, config.volatile)?);
+            upper = Some(Upper::claim(&layer, work_path, config)?);
             layers.push(layer);
         }
         let lowers = config.lowers.iter().map(|lower| Layer::open(lower, namespace));
@@ -129,7 +132,7 @@ impl Union {
             let device = device(&stat);
             if !devices.contains(&device) {
                 devices.push(device);
-                file_systems.push((device, sys::handle::uuid(&fd).unwrap_or_default()));
+                file_systems.push((device, sys::handle::uuid(&fd)));
             }
             first.get_or_insert(stat);
         }
@@ -149,7 +152,8 @@ impl Union {
         let has_owners = layers.iter().any(|layer| layer.owners().is_some());
         let space = limited.then(|| {
             let fd = layers[0].open_dir(root)?;
-            Space::count(config.limits, &fd)
+            let index = upper.as_ref().and_then(|upper| upper.index.as_ref());
+            Space::count(config.limits, &fd, index.map(|index| &*index.dir))
                 .map_err(|e| call(layers[0].path(), Step::Claim, "statx", e))
         });
         let space = space.transpose()?;
@@ -290,26 +294,36 @@ impl Union {
     }
 
     fn stat_locked(&self, parent: &Arc<Node>, name: &OsStr) -> Result<(Arc<Node>, Option<Statx>)> {
-        if let Some(node) = self.table.find(parent.id, name) {
-            return Ok((node, None));
+        loop {
+            if let Some(node) = self.table.find(parent.id, name) {
+                return Ok((node, None));
+            }
+            let generation = self.index_generation();
+            let absent = || refused(&self.path_in(parent, name), Errno::NOENT);
+            let found = self.find(parent, name)?.ok_or_else(absent)?;
+            // Below, it mostly has the same name: one string for both.
+            let shared =
+                found.body.lower.first().map(|part| &part.name).filter(|known| ***known == *name);
+            let shared = shared.map_or_else(|| Arc::from(name), Arc::clone);
+            let place = Place { parent: Arc::clone(parent), name: shared };
+            let stat = found.stat;
+            let found = self.candidate(found);
+            // A copy-up under another name meanwhile has made this one's inode another.
+            let may_move = found.inode.is_some() && !found.body.upper;
+            let holds = || !may_move || self.index_generation() == generation;
+            let Some((node, is_new)) = self.table.enter(Some(place), found, holds) else {
+                continue;
+            };
+            // An owner that is in an attribute is not in there.
+            let whole = is_new && !self.has_owners;
+            return Ok((node, whole.then_some(stat)));
         }
-        let absent = || refused(&self.path_in(parent, name), Errno::NOENT);
-        let found = self.find(parent, name)?.ok_or_else(absent)?;
-        // Below, it mostly has the same name: one string for both.
-        let shared =
-            found.body.lower.first().map(|part| &part.name).filter(|known| ***known == *name);
-        let shared = shared.map_or_else(|| Arc::from(name), Arc::clone);
-        let place = Place { parent: Arc::clone(parent), name: shared };
-        let stat = found.stat;
-        let (node, is_new) = self.table.enter(Some(place), self.candidate(found));
-        // An owner that is in an attribute is not in there.
-        let whole = is_new && !self.has_owners;
-        Ok((node, whole.then_some(stat)))
     }
 
     pub(crate) fn candidate(&self, found: Name) -> Candidate {
         let kind = FileType::from_raw_mode(found.stat.stx_mode.into());
-        let several = found.stat.stx_nlink > 1 && kind != FileType::Directory;
+        let several =
+            found.stat.stx_nlink > 1 && kind != FileType::Directory || found.body.index.is_some();
         Candidate {
             ino: found
                 .ino
@@ -378,7 +392,9 @@ impl Union {
         };
         let lower = stats.into_iter().filter_map(|(.., part)| part).collect();
         let rest = self.find_rest(parent, name, (layer, shown_by.as_ref()), &stat, below)?;
-        Ok(Some(Name { stat, layer, body: Body { upper, lower, rest, ..Body::default() }, ino }))
+        let body = Body { upper, lower, rest, ..Body::default() };
+        let found = Name { stat, layer, body, ino };
+        Ok(Some(if is_dir { found } else { self.look_in_index(parent, name, found)? }))
     }
 
     /// What a lower layer says about a name, with its place where it has it.
@@ -522,6 +538,9 @@ impl Union {
         let body = node.body.read();
         if let Some(anchor) = &body.anchor {
             return Ok(Real::Anchor(Arc::clone(anchor)));
+        }
+        if let Some(real) = body.index.as_ref().and_then(|indexed| self.in_index(indexed)) {
+            return Ok(real);
         }
         if node.id == NodeId::ROOT {
             let layer = &self.layers[0];

@@ -1,20 +1,21 @@
 //! The upper layer's claim and its work directory, where everything new is staged.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use layer::{Layer, Namespace};
+use layer::Layer;
 use rustix::fs::{
-    AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, flock, fstat, lgetxattr, mkdirat, openat,
-    statat, unlinkat,
+    AtFlags, Dir, FlockOperation, Mode, OFlags, flock, fstat, mkdirat, openat, unlinkat,
 };
 use rustix::io::Errno;
 
 use crate::error::{Error, Result, Step, call, refused};
+use crate::index::{Index, has_hidden_names};
+use crate::stack::Config;
 
 /// Flags for a directory that is opened to be used, not to be walked through.
 pub(crate) const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -33,13 +34,15 @@ pub(crate) struct Upper {
     next: AtomicU64,
     /// Copy-ups are not synced.
     pub volatile: bool,
+    /// Where files with several names below are kept together.
+    pub index: Option<Index>,
     /// The upper and the work directory, whose locks live as long as these descriptors.
     _claim: [OwnedFd; 2],
 }
 
 impl Upper {
     /// Takes upper and work for this union alone and empties the work directory.
-    pub fn claim(layer: &Layer, work_path: &Path, volatile: bool) -> Result<Self> {
+    pub fn claim(layer: &Layer, work_path: &Path, config: &Config) -> Result<Self> {
         let fail = |name| move |e| call(work_path, Step::Claim, name, e);
         let outer = rustix::fs::open(work_path, DIRECTORY, Mode::empty()).map_err(fail("open"))?;
         let root = layer.open_dir(Path::new(""))?;
@@ -70,13 +73,16 @@ impl Upper {
             Some(_) => return Err(Error::UnknownFeature { work: work_path.to_owned() }),
         }
         let namespace = layer.namespace();
-        if has_hidden_names(&outer, namespace).map_err(fail("its index"))? {
+        if !config.index && has_hidden_names(&outer, namespace).map_err(fail("its index"))? {
             return Err(Error::KernelIndex { work: work_path.to_owned() });
         }
+        let index = config.index.then(|| Index::open(&outer, namespace));
+        let index = index.transpose().map_err(fail("its index"))?;
         // What a crash left staged was never shown.
         empty(&work, &["incompat"]).map_err(fail("unlinkat"))?;
         let next = AtomicU64::new(0);
-        Ok(Self { work, next, volatile, _claim: [root, outer] })
+        let volatile = config.volatile;
+        Ok(Self { work, next, volatile, index, _claim: [root, outer] })
     }
 
     /// Leaves the mark that keeps every later union, and the kernel, from taking the upper layer for whole.
@@ -140,50 +146,6 @@ fn feature(work: &OwnedFd) -> std::result::Result<Option<OsString>, Errno> {
     Ok(None)
 }
 
-/// Whether the kernel keeps changed files in its index that a name of a lower layer shows and the upper layer has not:
-/// under that name the old file would be seen.
-///
-/// An entry is one more link of the file in the upper layer, and says how many links the union shows: `U` and how many
-/// more than the file has, or `L` and how many more than the lower one.
-///
-/// Source: kernel `fs/overlayfs/inode.c`, `ovl_get_nlink`; overlayfs.rst, "Inode index".
-fn has_hidden_names(work: &OwnedFd, namespace: Namespace) -> std::result::Result<bool, Errno> {
-    let index = match openat(work, "index", DIRECTORY | OFlags::NOFOLLOW, Mode::empty()) {
-        Ok(index) => index,
-        Err(Errno::NOENT) => return Ok(false),
-        Err(e) => return Err(e),
-    };
-    for entry in Dir::read_from(&index)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let stat = statat(&index, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        let whiteout = kind == FileType::CharacterDevice && stat.st_rdev == 0;
-        if kind == FileType::Directory || whiteout {
-            continue;
-        }
-        let path = Path::new("/proc/self/fd").join(index.as_raw_fd().to_string());
-        let path = path.join(OsStr::from_bytes(name.to_bytes()));
-        let mut value = [0; 32];
-        let len = match lgetxattr(&path, namespace.attribute("nlink").as_str(), &mut value) {
-            Ok(len) => len,
-            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => return Ok(true),
-            Err(e) => return Err(e),
-        };
-        if all_names_are_upper(&value[..len]) {
-            continue;
-        }
-        return Ok(true);
-    }
-    Ok(false)
-}
-
-/// Whether no link is shown beside those that the upper layer has; the one in the index is not shown.
-fn all_names_are_upper(nlink: &[u8]) -> bool {
-    let more = nlink.strip_prefix(b"U").and_then(|more| std::str::from_utf8(more).ok());
-    more.and_then(|more| more.parse::<i64>().ok()).is_some_and(|more| more < 0)
-}
-
 /// Removes everything in the directory behind `dir`, but what is to stay.
 fn empty(dir: &OwnedFd, stays: &[&str]) -> std::result::Result<(), Errno> {
     for entry in Dir::read_from(dir)? {
@@ -205,25 +167,5 @@ fn remove(dir: &OwnedFd, name: &OsStr) -> std::result::Result<(), Errno> {
             unlinkat(dir, name, AtFlags::REMOVEDIR)
         }
         Err(e) => Err(e),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_count_of_upper_links_says_that_there_are_no_others() {
-        let cases: [(&[u8], bool); 6] = [
-            (b"U-1", true),
-            (b"U+0", false),
-            (b"U+1", false),
-            (b"L+0", false),
-            (b"L-1", false),
-            (b"", false),
-        ];
-        for (nlink, all) in cases {
-            assert_eq!(all_names_are_upper(nlink), all, "{nlink:?}");
-        }
     }
 }

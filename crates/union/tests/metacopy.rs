@@ -74,6 +74,7 @@ impl Scene {
             namespace: Namespace::Trusted,
             volatile: false,
             limits: Limits::default(),
+            index: true,
             partial: true,
         })
         .unwrap()

@@ -112,15 +112,19 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// The lower layers, uppermost first, as lists of paths: those that end in `/` are directories.
-const LOWERS: [&[&str]; 2] =
-    [&["a/", "a/b/", "a/b/c", "b"], &["a/", "a/a", "a/b/", "a/b/a", "c/", "c/a/", "c/a/b"]];
+/// The lower layers, uppermost first, as lists of paths: those that end in `/` are directories; `a=b` is another name of b.
+const LOWERS: [&[&str]; 2] = [
+    &["a/", "a/b/", "a/b/c", "b"],
+    &["a/", "a/a", "a/b/", "a/b/a", "c/", "c/a/", "c/a/b", "c/b=a/a", "c/c=a/a"],
+];
 
 fn make_lower(root: &Path, paths: &[&str]) {
     fs::create_dir(root).expect("a layer");
     for path in paths {
         let at = root.join(path);
-        if path.ends_with('/') {
+        if let Some((name, other)) = path.split_once('=') {
+            fs::hard_link(root.join(other), root.join(name)).expect("a link");
+        } else if path.ends_with('/') {
             fs::create_dir(&at).expect("a directory");
             fs::set_permissions(&at, fs::Permissions::from_mode(0o755)).expect("a mode");
         } else {
@@ -130,8 +134,10 @@ fn make_lower(root: &Path, paths: &[&str]) {
     }
 }
 
-fn line(mode: u32, content: &[u8], xattr: &[u8]) -> String {
-    format!("{mode:o} {} {xattr:?}", String::from_utf8_lossy(content))
+fn line(mode: u32, links: u64, content: &[u8], xattr: &[u8]) -> String {
+    // Nobody counts the subdirectories of a merged directory.
+    let links = if FileType::from_raw_mode(mode) == FileType::Directory { 0 } else { links };
+    format!("{mode:o} x{links} {} {xattr:?}", String::from_utf8_lossy(content))
 }
 
 fn tree_of_directory(root: &Path, at: &Path, tree: &mut Tree) {
@@ -152,7 +158,7 @@ fn tree_of_directory(root: &Path, at: &Path, tree: &mut Tree) {
             Err(Errno::NODATA | Errno::PERM) => Vec::new(),
             Err(e) => panic!("{path:?}: {e}"),
         };
-        tree.insert(path, line(meta.mode(), &content, &xattr));
+        tree.insert(path, line(meta.mode(), meta.nlink(), &content, &xattr));
     }
 }
 
@@ -191,7 +197,7 @@ fn tree_of_union(union: &Union, at: &Path, tree: &mut Tree) {
             Err(e) if [Errno::NODATA, Errno::PERM].contains(&e.errno()) => Vec::new(),
             Err(e) => panic!("{path:?}: {e}"),
         };
-        tree.insert(path, line(attr.mode, &content, &xattr));
+        tree.insert(path, line(attr.mode, attr.nlink.into(), &content, &xattr));
     }
 }
 
@@ -277,14 +283,13 @@ fn on_directory(root: &Path, op: &Op) -> std::io::Result<()> {
 /// The upper as the kernel's overlayfs shows it; none where that can't be mounted here.
 fn tree_of_kernel(temp: &Path, lowers: &[PathBuf]) -> Option<Tree> {
     let merged = temp.join("kernel");
-    let work = temp.join("kernel-work");
-    fs::create_dir(&merged).and_then(|()| fs::create_dir(&work)).expect("directories");
+    fs::create_dir(&merged).expect("a directory");
     let stack: Vec<_> = lowers.iter().map(|p| p.to_string_lossy().into_owned()).collect();
     let options = format!(
-        "redirect_dir=on,lowerdir={},upperdir={},workdir={}",
+        "redirect_dir=on,index=on,lowerdir={},upperdir={},workdir={}",
         stack.join(":"),
         temp.join("upper").display(),
-        work.display()
+        temp.join("work").display()
     );
     let options = std::ffi::CString::new(options).expect("no NUL in a path");
     let mounted = rustix::mount::mount(
@@ -338,6 +343,7 @@ fn play(ops: &[Op]) {
         namespace: Namespace::Trusted,
         volatile: true,
         limits: Limits::default(),
+        index: true,
         partial: true,
     };
     let before: Vec<Tree> = lowers.iter().map(|l| directory(l)).collect();
@@ -345,7 +351,13 @@ fn play(ops: &[Op]) {
     for (path, _) in shown(&union) {
         let from = lowers.iter().map(|l| l.join(&path)).find(|p| p.exists()).expect("its layer");
         let to = at("model").join(&path);
-        if from.is_dir() {
+        let other = LOWERS.iter().flat_map(|paths| *paths).find_map(|entry| {
+            let (name, other) = entry.split_once('=')?;
+            (Path::new(name) == path).then_some(other)
+        });
+        if let Some(other) = other {
+            fs::hard_link(at("model").join(other), &to).expect("a link");
+        } else if from.is_dir() {
             fs::create_dir(&to).expect("a directory");
             fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).expect("a mode");
         } else {
@@ -413,6 +425,7 @@ fn a_second_union_on_one_upper_is_refused() {
         namespace: Namespace::User,
         volatile: false,
         limits: Limits::default(),
+        index: true,
         partial: true,
     };
     let first = Union::open(&config).expect("the union");
@@ -432,6 +445,7 @@ fn without_an_upper_nothing_changes() {
         namespace: Namespace::User,
         volatile: false,
         limits: Limits::default(),
+        index: true,
         partial: true,
     };
     let union = Union::open(&config).expect("the union");

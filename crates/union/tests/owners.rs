@@ -68,6 +68,7 @@ impl Scene {
             namespace: Namespace::User,
             volatile: true,
             limits: Limits::default(),
+            index: true,
             partial: false,
         })
         .unwrap()

@@ -51,6 +51,7 @@ impl Scene {
             namespace: Namespace::User,
             volatile: true,
             limits: Limits::default(),
+            index: true,
             partial,
         })
     }
@@ -200,6 +201,7 @@ impl Run {
             namespace: Namespace::User,
             volatile: true,
             limits: Limits::default(),
+            index: true,
             partial: true,
         });
         drop(std::mem::replace(&mut self.union, idle.unwrap()));
@@ -336,6 +338,7 @@ fn as_a_lower_layer_it_is_refused_until_it_is_whole() {
             namespace: Namespace::User,
             volatile: true,
             limits: Limits::default(),
+            index: true,
             partial: true,
         })
         .unwrap()

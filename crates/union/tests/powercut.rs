@@ -92,6 +92,7 @@ fn open(disk: &Disk) -> Union {
         namespace: Namespace::Trusted,
         volatile: false,
         limits: Limits::default(),
+        index: true,
         partial: true,
     })
     .unwrap()

@@ -109,10 +109,14 @@ pub fn by_name(args: &[OsString]) -> Option<Result<Vec<OsString>, ExitCode>> {
         println!("{}: version {} (strata)", name.display(), env!("CARGO_PKG_VERSION"));
         return Some(Err(ExitCode::SUCCESS));
     }
-    // An engine reads the upper layer when umount(2) has returned, which the completion of a file outlasts.
+    // An engine reads the upper layer when umount(2) has returned, which the completion of a file outlasts; and it does
+    // not read the index beside it.
     let engine = name == "fuse-overlayfs";
-    let ours: &[&str] =
-        if engine { &["strata", "mount", "-o", "partial=off"] } else { &["strata", "mount"] };
+    let ours: &[&str] = if engine {
+        &["strata", "mount", "-o", "partial=off,index=off"]
+    } else {
+        &["strata", "mount"]
+    };
     let ours = ours.iter().map(OsString::from);
     Some(Ok(ours.chain(rest.iter().cloned()).collect()))
 }
