@@ -18,6 +18,7 @@ pub mod info;
 pub mod inspect;
 pub mod launch;
 pub mod layers;
+pub mod limits;
 pub mod load;
 pub mod logs;
 pub mod man;

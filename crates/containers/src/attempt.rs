@@ -246,7 +246,14 @@ fn bundle(all: &Path, dir: &Path, plan: &Plan, others: &[Other]) -> Result<()> {
     let mut mounts = if whole {
         // Where we keep this is not for the command to see: it would find its own writes twice.
         let hidden = mount(all, "tmpfs", "strata".as_ref(), &["ro", "mode=700", "size=0k"]);
-        vec![bind("/dev"), bind("/sys"), proc, hidden]
+        let mut mounts = vec![bind("/dev")];
+        // What programs leave in shared memory is written too: it goes with the attempt.
+        if Path::new("/dev/shm").is_dir() {
+            let options = ["nosuid", "nodev", "noexec", "mode=1777"];
+            mounts.push(mount("/dev/shm".as_ref(), "tmpfs", "shm".as_ref(), &options));
+        }
+        mounts.extend([bind("/sys"), proc, hidden]);
+        mounts
     } else {
         vec![proc, mount(&plan.base, "bind", &dir.join("merged"), &["bind"])]
     };
@@ -321,7 +328,7 @@ pub fn contain(exe: &Path, dir: &Path) -> std::result::Result<u8, String> {
     }
     let files =
         Files { stdin: Stdio::inherit(), stdout: Stdio::inherit(), stderr: Stdio::inherit() };
-    let started = Runtime::Embedded(exe.to_owned()).start(dir, &attempt.id, files, None);
+    let started = Runtime::Embedded(exe.to_owned()).start(dir, &attempt.id, files, None, false);
     let status = started.map_err(runtime_text)?.wait().map_err(|e| e.to_string())?;
     view::hide(&merged).map_err(text)?;
     Ok(runtime::launch::code(status))

@@ -21,7 +21,9 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use layer::Namespace;
-use runtime::spec::{Mount, ProcessLimit};
+use runtime::cgroup::group;
+use runtime::launch::Runtime;
+use runtime::spec::{Mount, ProcessLimit, Resources};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -71,6 +73,20 @@ pub struct Config {
     pub ulimits: Vec<ProcessLimit>,
     /// Bytes of /dev/shm.
     pub shm_size: Option<u64>,
+    /// Whether it sees the machine's processes.
+    pub host_pid: bool,
+    /// Whether it has the machine's shared memory and message queues.
+    pub host_ipc: bool,
+    /// What its processes may use together.
+    pub resources: Resources,
+    /// Whether it has a control group.
+    pub cgroups: Groups,
+    /// Settings of the kernel for its namespaces, by name.
+    pub sysctl: BTreeMap<String, String>,
+    /// Lines of its /etc/hosts beside those that it has anyhow.
+    pub hosts: Vec<String>,
+    /// Lines of its /etc/resolv.conf, in place of the machine's where there are any.
+    pub resolve: Vec<String>,
     /// What people note of it.
     pub labels: BTreeMap<String, String>,
     /// How its layers are shown.
@@ -91,6 +107,19 @@ pub struct Config {
     pub snapshots: Vec<Snapshot>,
     /// The snapshot that its writable layer stands on.
     pub current: Option<String>,
+}
+
+/// When a container has a control group.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Groups {
+    /// Where it needs one: for a limit, or to end with all its processes.
+    #[default]
+    Auto,
+    /// Always.
+    Enabled,
+    /// Never.
+    Disabled,
 }
 
 /// A path of the machine in a container.
@@ -129,6 +158,8 @@ pub struct State {
     pub finished: i64,
     /// Its exit status, 128 and the signal for one that was killed.
     pub exit_code: Option<u8>,
+    /// Whether a process of it was killed for want of memory, where that is known.
+    pub out_of_memory: Option<bool>,
     /// How its layers are shown.
     pub backend: Option<Backend>,
     /// Why that way.
@@ -374,17 +405,29 @@ impl Container {
     /// [`Error::State`] where it runs.
     pub fn remove(self, store: &Store) -> Result<()> {
         let _lock = self.lock_stopped()?;
+        group::remove(&self.dir)?;
+        // What it remembers where it was killed.
+        if let Some(path) = self.config.runtime.clone().filter(|path| path.exists()) {
+            Runtime::Other(path).delete(&self.id)?;
+        }
+        self.drop_from(store)
+    }
+
+    pub(crate) fn drop_from(&self, store: &Store) -> Result<()> {
         Ok(store.remove_container(&self.id)?)
     }
 
     /// Removes those that were to go at their end and have ended without it: their watcher was killed, or the power
-    /// was cut. How many.
+    /// was cut. How many. Control groups that are left of others go too.
     ///
     /// # Errors
     /// As [`Container::list`] and [`Container::remove`].
     pub fn remove_left(store: &Store) -> Result<u64> {
         let mut removed = 0;
         for container in Self::list(store)? {
+            let Some(lock) = container.lock()? else { continue };
+            group::remove(&container.dir)?;
+            drop(lock);
             // One that has not started yet is about to.
             if container.config.remove && container.status()? == Status::Exited {
                 container.remove(store)?;

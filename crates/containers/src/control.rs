@@ -90,6 +90,8 @@ impl Container {
             return Ok(());
         }
         self.send(Signal::KILL)?;
+        // Where it has the machine's processes, its own are not all ended with the first.
+        runtime::cgroup::group::kill(&self.dir)?;
         if self.ended(Duration::from_secs(10))? {
             return Ok(());
         }
@@ -178,6 +180,7 @@ pub struct Entry {
 /// [`Error::Runtime`]; also where the container does not know the user.
 pub fn enter(bundle: &Path, mut entry: Entry) -> Result<u8> {
     let spec = Spec::read(bundle)?;
+    runtime::cgroup::group::join(bundle)?;
     runtime::enter::namespaces(&spec, entry.pid, entry.rootless)?;
     if !entry.user.is_empty() {
         // Only now: nobody outside may look into a root that FUSE shows to its own users.

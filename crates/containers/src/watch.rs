@@ -8,18 +8,20 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use layer::Namespace;
 use runtime::capability;
+use runtime::cgroup::{Group, Machine, group};
 use runtime::launch::{Files, Runtime, Users};
-use runtime::spec::{INIT, Mount, Process, Root, Spec};
+use runtime::spec::{INIT, Mount, Process, Resources, Root, Spec};
 use runtime::standard::{self, Choices};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use store::Store;
 use sys::signal::Signals;
 
-use crate::container::{Container, State, Volume, seconds};
+use crate::container::{Config, Container, Groups, State, Volume, seconds};
 use crate::{Error, Result, tree, view};
 
 /// The subcommand under which a program that embeds this calls [`watch`].
@@ -88,10 +90,11 @@ fn prepare(
     let code = run(exe, &store, &container, &signals, ready, users != Users::Kept);
     if code.is_err() {
         view::hide(&container.dir.join("merged"))?;
+        group::remove(&container.dir)?;
     }
     if container.config.remove {
+        container.drop_from(&store)?;
         drop(lock);
-        container.remove(&store)?;
         store.empty_trash()?;
     }
     code
@@ -110,15 +113,34 @@ fn run(
     container.note_start()?;
     let merged = container.dir.join("merged");
     let mut shown = view::show(&layers, &merged, container.config.backend, exe)?;
-    let spec = spec(container, store, &merged, rootless)?;
-    spec.write(&container.dir)?;
     let runtime = match &container.config.runtime {
         Some(path) => Runtime::Other(path.clone()),
         None => Runtime::Embedded(exe.to_owned()),
     };
+    runtime.prepare()?;
+    let resources = resources(&container.config);
+    let group = group(container, &resources)?;
+    let mut spec = spec(container, store, &merged, rootless, group.is_some())?;
+    if let Some(group) = &group {
+        spec.linux.cgroups_path = group.path().to_owned();
+        spec.linux.resources = Some(resources.clone());
+        let another = matches!(runtime, Runtime::Other(_));
+        group.record(&container.dir, another)?;
+        if !another {
+            group.make(&resources)?;
+        }
+    }
+    spec.write(&container.dir)?;
     runtime.delete(&container.id)?;
     let files = Files { stdin: inherit(0)?, stdout: inherit(1)?, stderr: inherit(2)? };
-    let mut child = runtime.start(&container.dir, &container.id, files, ready.as_ref())?;
+    let mut child =
+        runtime.start(&container.dir, &container.id, files, ready.as_ref(), group.is_some())?;
+    // Another runtime needs a while until there is a process; or it ends, and has said why.
+    let lost = |e| Error::io("wait for", &container.dir, e);
+    while runtime.pid(&container.dir, &child).is_none() && child.try_wait().map_err(lost)?.is_none()
+    {
+        std::thread::sleep(Duration::from_millis(2));
+    }
     let mut state = State {
         started: seconds(),
         watcher: std::process::id(),
@@ -130,15 +152,51 @@ fn run(
     container.write_state(&state)?;
     *ready = None;
     let daemon = shown.daemon.as_mut();
-    let status = wait(&mut child, daemon, signals, &mut state, &runtime, container)?;
+    let status = wait(&mut child, daemon, signals, &mut state, container)?;
     view::hide(&merged)?;
     if let Some(mut daemon) = shown.daemon {
         daemon.wait().map_err(|e| Error::io("wait for the daemon of", &merged, e))?;
     }
     state.finished = seconds();
     state.exit_code = Some(status);
+    // Another runtime has removed the group already.
+    let ours = group.is_some() && container.config.runtime.is_none();
+    state.out_of_memory = ours.then(|| group::out_of_memory(&container.dir));
     container.write_state(&state)?;
+    if let Err(error) = group::remove(&container.dir) {
+        // Its end stands all the same; a removal or a collection tries again.
+        tracing::warn!(%error, "the control group is left");
+    }
     Ok(status)
+}
+
+/// Its limits; memory and swap together are twice its memory where nothing is said, as with Docker, and they can be.
+fn resources(config: &Config) -> Resources {
+    let mut resources = config.resources.clone();
+    if let Some(memory) = &mut resources.memory
+        && let Some(limit) = memory.limit
+        && memory.swap.is_none()
+        && Machine::look().counts_swap()
+    {
+        memory.swap = Some(limit.saturating_mul(2));
+    }
+    resources
+}
+
+/// Its control group, where it is to have one.
+fn group(container: &Container, resources: &Resources) -> Result<Option<Group>> {
+    // What a watcher that was killed has left.
+    group::remove(&container.dir)?;
+    let limited = !resources.controllers().is_empty();
+    let config = &container.config;
+    match config.cgroups {
+        Groups::Disabled => Ok(None),
+        Groups::Enabled => Ok(Some(Group::plan(&container.id, resources)?)),
+        Groups::Auto if limited => Ok(Some(Group::plan(&container.id, resources)?)),
+        // Only to end all its processes, which otherwise their namespace does.
+        Groups::Auto if config.host_pid => Ok(Group::plan(&container.id, resources).ok()),
+        Groups::Auto => Ok(None),
+    }
 }
 
 fn inherit(number: u8) -> Result<Stdio> {
@@ -155,7 +213,6 @@ fn wait(
     mut daemon: Option<&mut Child>,
     signals: &Signals,
     state: &mut State,
-    runtime: &Runtime,
     container: &Container,
 ) -> Result<u8> {
     let lost = |e| Error::io("wait for", &container.dir, e);
@@ -168,9 +225,6 @@ fn wait(
         if let Some(status) = dead {
             state.why = format!("{}; the daemon that showed them has died ({status})", state.why);
             daemon = None;
-            if state.pid == 0 {
-                state.pid = runtime.pid(&container.dir, child).unwrap_or(0);
-            }
             if let Some(pid) = pid(state.pid) {
                 match kill_process(pid, Signal::KILL) {
                     Ok(()) | Err(Errno::SRCH) => {}
@@ -180,11 +234,6 @@ fn wait(
             continue;
         }
         let signal = signals.wait().map_err(lost)?;
-        if state.pid == 0 {
-            // Another runtime has needed a while.
-            state.pid = runtime.pid(&container.dir, child).unwrap_or(0);
-            container.write_state(state)?;
-        }
         if sys::signal::is_child(signal) || sys::signal::is_resize(signal) {
             continue;
         }
@@ -220,7 +269,13 @@ pub(crate) fn places(store: &Store) -> Result<PathBuf> {
 }
 
 /// How it runs, from how it was asked to and what its own files say of its user.
-fn spec(container: &Container, store: &Store, merged: &Path, rootless: bool) -> Result<Spec> {
+fn spec(
+    container: &Container,
+    store: &Store,
+    merged: &Path,
+    rootless: bool,
+    grouped: bool,
+) -> Result<Spec> {
     let config = &container.config;
     let mut known = runtime::user::find(tree::root(merged)?, &config.user)?;
     for group in &config.groups {
@@ -237,17 +292,21 @@ fn spec(container: &Container, store: &Store, merged: &Path, rootless: bool) -> 
         rootless: in_namespace,
         privileged: config.privileged,
         shm_size: config.shm_size,
+        host_pid: config.host_pid,
+        host_ipc: config.host_ipc,
+        grouped,
     };
     let process = process(container, &known, &hostname)?;
     let mut spec = standard::spec(process, root, hostname, choices);
-    if config.host_network {
-        for file in ["/etc/hosts", "/etc/resolv.conf"] {
-            if Path::new(file).exists() {
-                let path = PathBuf::from(file);
-                let volume = Volume { source: path.clone(), destination: path, read_only: false };
-                spec.mounts.push(bind(&volume));
-            }
-        }
+    spec.linux.sysctl.clone_from(&config.sysctl);
+    for (file, own) in [("/etc/hosts", &config.hosts), ("/etc/resolv.conf", &config.resolve)] {
+        let destination = PathBuf::from(file);
+        let source = match own.as_slice() {
+            [] if config.host_network && destination.exists() => destination.clone(),
+            [] => continue,
+            lines => written(container, &destination, lines)?,
+        };
+        spec.mounts.push(bind(&Volume { source, destination, read_only: false }));
     }
     let mut asked: Vec<Mount> = config.volumes.iter().map(bind).collect();
     asked.extend(config.mounts.iter().cloned());
@@ -261,6 +320,25 @@ fn spec(container: &Container, store: &Store, merged: &Path, rootless: bool) -> 
         spec.annotations.insert(INIT.to_owned(), "true".to_owned());
     }
     Ok(spec)
+}
+
+/// A file of the container's own for `destination`; hosts are beside those of this machine's network, if it has that.
+fn written(container: &Container, destination: &Path, lines: &[String]) -> Result<PathBuf> {
+    let path = container.dir.join(destination.file_name().unwrap_or_default());
+    let hosts = destination.ends_with("hosts");
+    let mut text = match container.config.host_network {
+        true if hosts => {
+            fs::read_to_string(destination).map_err(|e| Error::io("read", destination, e))?
+        }
+        _ if hosts => "127.0.0.1 localhost\n".to_owned(),
+        _ => String::new(),
+    };
+    for line in lines {
+        text += line;
+        text.push('\n');
+    }
+    fs::write(&path, text).map_err(|e| Error::io("write", &path, e))?;
+    Ok(path)
 }
 
 /// All devices of this machine at their places, but for those that every container has as its own.

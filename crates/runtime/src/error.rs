@@ -62,6 +62,17 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// There is no control group to be had.
+    #[error(
+        "{what} can't be limited: {why}; as root it can where control groups are mounted, otherwise in a group that is \
+         the user's own, as in systemd-run --user --scope -p Delegate=yes; strata info says what there is"
+    )]
+    NoGroup {
+        /// What was to be limited.
+        what: String,
+        /// What stands against it.
+        why: String,
+    },
     /// A capability that no kernel has.
     #[error("no capability {0:?}; they are named as in capabilities(7), CAP_NET_RAW or NET_RAW")]
     NoSuchCapability(String),

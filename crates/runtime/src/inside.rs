@@ -18,7 +18,7 @@ use rustix::process::{Gid, Pid, Signal, Uid, WaitOptions};
 use rustix::thread::UnshareFlags;
 
 use crate::spec::{INIT, NamespaceKind, Process, Spec};
-use crate::{Error, Result, capability, mounts};
+use crate::{Error, Result, capability, cgroup, mounts};
 
 /// As a shell has it: 128 and the signal for one that was killed.
 pub(crate) fn code(status: ExitStatus) -> u8 {
@@ -37,8 +37,12 @@ pub(crate) fn inner(bundle: &Path) -> Result<u8> {
     die_with_parent()?;
     let spec = Spec::read(bundle)?;
     let path = bundle.join(&spec.root.path);
-    // Ours alone: whoever serves the root keeps the mounts that lie below the layers.
-    crate::launch::unshare(UnshareFlags::NEWNS)?;
+    cgroup::group::join(bundle)?;
+    // Ours alone: whoever serves the root keeps the mounts that lie below the layers. What shows control groups begins
+    // with the one that was just entered.
+    let mut own = UnshareFlags::NEWNS;
+    own.set(UnshareFlags::NEWCGROUP, spec.has(NamespaceKind::Cgroup));
+    crate::launch::unshare(own)?;
     let init = spec.annotations.get(INIT).is_some_and(|value| value == "true");
     if !init {
         // A terminal of its own, or none: the caller's is not for it to take.
@@ -48,7 +52,13 @@ pub(crate) fn inner(bundle: &Path) -> Result<u8> {
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())
             .map_err(|e| Error::step("control", "the terminal", e))?;
     }
-    let root = mounts::all(&spec, &path)?;
+    // By the machine's /proc, which shows the namespaces of whoever looks; the container's own can't be written to.
+    for (name, value) in &spec.linux.sysctl {
+        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+        let set = fs::write(&path, value);
+        set.map_err(|e| Error::step("set", &path, Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
+    }
+    let root = mounts::all(&spec, &path, &cgroup::group::recorded(bundle)?)?;
     enter_root(&root, &path)?;
     if spec.root.readonly {
         mounts::seal()?;

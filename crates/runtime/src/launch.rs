@@ -2,6 +2,7 @@
 //!
 //! Source: runtime specification, "Runtime and Lifecycle"; the command lines of crun(1) and runc(8).
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -9,12 +10,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::io::{Errno, FdFlags};
-use rustix::mount::MountPropagationFlags as Propagation;
+use rustix::mount::{MountFlags, MountPropagationFlags as Propagation};
 use rustix::thread::UnshareFlags;
 
+use crate::cgroup::Machine;
 use crate::spec::{NamespaceKind, Spec};
 use crate::subids::Mapper;
 use crate::{Error, Result, inside};
+
+/// The subcommand under which a program that embeds our launcher calls [`guard`].
+pub const GUARD: &str = "__guard";
 
 /// The subcommand under which a program that embeds our launcher calls [`inner`].
 pub const INNER: &str = "__inner";
@@ -114,6 +119,8 @@ pub(crate) fn unshare(flags: UnshareFlags) -> Result<()> {
 impl Runtime {
     /// Starts the process of `bundle` under the name `id`; the child that ends with its status.
     ///
+    /// `grouped` says whether the bundle has a control group, which another runtime makes.
+    ///
     /// With our own launcher this process leaves its namespaces of the kinds in the bundle for its later children, so
     /// that it can start nothing else; the child is the container's first process. It holds a copy of `ready` open
     /// until the command is executed; what it has to say of an error goes to `files.stderr`. It dies with this process.
@@ -126,6 +133,7 @@ impl Runtime {
         id: &str,
         files: Files,
         ready: Option<&OwnedFd>,
+        grouped: bool,
     ) -> Result<Child> {
         let (mut command, program) = match self {
             Self::Embedded(exe) => {
@@ -141,7 +149,14 @@ impl Runtime {
             }
             Self::Other(path) => {
                 forget(bundle)?;
-                let mut command = other(path);
+                let mut command = if Spec::read(bundle)?.has(NamespaceKind::Pid) {
+                    unshare(UnshareFlags::NEWPID)?;
+                    let mut command = Command::new("/proc/self/exe");
+                    command.arg0("strata").arg(GUARD).arg(path).args(manager(path, grouped));
+                    command
+                } else {
+                    other(path, grouped)
+                };
                 command.args(["run", "--pid-file"]).arg(bundle.join(PID_FILE));
                 command.arg("--bundle").arg(bundle).arg(id);
                 (command, path)
@@ -151,11 +166,32 @@ impl Runtime {
         command.spawn().map_err(|source| Error::Runtime { runtime: program.clone(), source })
     }
 
+    /// Makes this machine's control groups such as the runtime takes them, in the mount namespace of this process, which
+    /// is to be its own: crun refuses those of mixed versions, and takes them without the hierarchy of version 2. To be
+    /// called before a group is planned.
+    ///
+    /// # Errors
+    /// [`Error::Step`].
+    pub fn prepare(&self) -> Result<()> {
+        let hybrid = matches!(self, Self::Other(path) if is_crun(path));
+        let machine = Machine::look();
+        let Some(at) = machine.hybrid_at().filter(|_| hybrid) else { return Ok(()) };
+        // It makes a directory there all the same.
+        rustix::mount::mount("tmpfs", at, "tmpfs", MountFlags::empty(), c"size=64k")
+            .map_err(|e| Error::step("hide from crun the control groups of version 2 at", at, e))
+    }
+
     /// The container's first process, once there is one.
     pub fn pid(&self, bundle: &Path, child: &Child) -> Option<u32> {
         match self {
             Self::Embedded(_) => Some(child.id()),
-            Self::Other(_) => fs::read_to_string(bundle.join(PID_FILE)).ok()?.trim().parse().ok(),
+            Self::Other(_) => {
+                let pid = fs::read_to_string(bundle.join(PID_FILE)).ok()?.trim().parse().ok()?;
+                match Spec::read(bundle).ok()?.has(NamespaceKind::Pid) {
+                    true => outside(child.id(), pid),
+                    false => Some(pid),
+                }
+            }
         }
     }
 
@@ -165,7 +201,7 @@ impl Runtime {
     /// [`Error::Runtime`] where the program is not there.
     pub fn delete(&self, id: &str) -> Result<()> {
         let Self::Other(path) = self else { return Ok(()) };
-        let mut command = other(path);
+        let mut command = other(path, false);
         command.args(["delete", "--force", id]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         match command.status() {
@@ -181,14 +217,20 @@ pub fn code(status: ExitStatus) -> u8 {
     inside::code(status)
 }
 
-/// Another runtime, told to leave control groups alone where it can be: there are no limits to set, and crun refuses
-/// hierarchies of mixed versions.
-fn other(path: &Path) -> Command {
+/// Another runtime, told to leave control groups alone where there is none to make and it can be told.
+fn other(path: &Path, grouped: bool) -> Command {
     let mut command = Command::new(path);
-    if path.file_name().is_some_and(|name| name == "crun") {
-        command.arg("--cgroup-manager=disabled");
-    }
+    command.args(manager(path, grouped));
     command
+}
+
+fn manager(path: &Path, grouped: bool) -> Option<&'static str> {
+    let told = if grouped { "--cgroup-manager=cgroupfs" } else { "--cgroup-manager=disabled" };
+    is_crun(path).then_some(told)
+}
+
+fn is_crun(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == "crun")
 }
 
 fn leave(spec: &Spec) -> Result<()> {
@@ -198,7 +240,6 @@ fn leave(spec: &Spec) -> Result<()> {
         (NamespaceKind::Network, UnshareFlags::NEWNET),
         (NamespaceKind::Ipc, UnshareFlags::NEWIPC),
         (NamespaceKind::Uts, UnshareFlags::NEWUTS),
-        (NamespaceKind::Cgroup, UnshareFlags::NEWCGROUP),
     ] {
         flags.set(flag, spec.has(kind));
     }
@@ -213,6 +254,39 @@ fn forget(bundle: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// What a program that embeds our launcher does when it is executed as [`GUARD`]: becomes another runtime, as the first
+/// process of a PID namespace, which dies with its parent. With it the kernel ends all of the container, which otherwise
+/// would outlive who watches it.
+///
+/// # Errors
+/// To be said on standard error; returns only then.
+pub fn guard(runtime: &Path, args: &[OsString]) -> Result<u8> {
+    inside::die_with_parent()?;
+    unshare(UnshareFlags::NEWNS)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    // It looks for the processes that it starts by the numbers that they have here.
+    rustix::mount::mount("proc", "/proc", "proc", flags, c"")
+        .map_err(|e| Error::step("show its own processes to the runtime at", "/proc", e))?;
+    let source = Command::new(runtime).args(args).exec();
+    Err(Error::Runtime { runtime: runtime.to_owned(), source })
+}
+
+/// The number that the process has here which is `inner` to the first process of a PID namespace, `guard`, its parent.
+///
+/// Source: `NSpid` of proc_pid_status(5).
+fn outside(guard: u32, inner: u32) -> Option<u32> {
+    let tasks = fs::read_dir(format!("/proc/{guard}/task")).ok()?;
+    let children = tasks.flatten().filter_map(|task| {
+        let listed = fs::read_to_string(task.path().join("children")).ok()?;
+        Some(listed.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>())
+    });
+    children.flatten().find(|pid| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        numbers.and_then(|all| all.split_whitespace().nth(1)?.parse().ok()) == Some(inner)
+    })
 }
 
 /// What a program that embeds our launcher does when it is executed as [`INNER`]: becomes the command of `bundle`.

@@ -13,6 +13,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat2};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags as Propagation};
 
+use crate::cgroup::{Machine, Version};
 use crate::spec::{Mount, Spec};
 use crate::{Error, Result};
 
@@ -35,8 +36,9 @@ const LINKS: [(&str, &str); 5] = [
     ("ptmx", "pts/ptmx"),
 ];
 
-/// Mounts all of `spec` in the root at `path`, which becomes a mount itself; the root, opened.
-pub(crate) fn all(spec: &Spec, path: &Path) -> Result<OwnedFd> {
+/// Mounts all of `spec` in the root at `path`, which becomes a mount itself; the root, opened. `groups` are the
+/// directories of its control group.
+pub(crate) fn all(spec: &Spec, path: &Path, groups: &[PathBuf]) -> Result<OwnedFd> {
     let fail = |step, source| Error::step(step, path, source);
     // Nothing that we mount may show to whoever serves the root, nor the reverse.
     rustix::mount::mount_change("/", Propagation::PRIVATE | Propagation::REC)
@@ -46,7 +48,10 @@ pub(crate) fn all(spec: &Spec, path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| fail("open", e))?;
     for mount in &spec.mounts {
-        one(&root, mount)?;
+        match mount.kind.as_str() {
+            "cgroup" => control_groups(&root, mount, groups)?,
+            _ => one(&root, mount)?,
+        }
     }
     let owns_dev = spec.mounts.iter().any(|m| m.destination == Path::new("/dev") && !is_bind(m));
     if owns_dev {
@@ -121,6 +126,35 @@ fn one(root: &OwnedFd, mount: &Mount) -> Result<()> {
             .map_err(|e| Error::step("set the propagation of", at, e))?;
     }
     Ok(())
+}
+
+/// The hierarchies that the container has a group in, as its control group namespace shows them: by version 2 alone one
+/// mount, otherwise one each below a directory in memory.
+fn control_groups(root: &OwnedFd, mount: &Mount, groups: &[PathBuf]) -> Result<()> {
+    let at = &mount.destination;
+    let show = |at: &Path, kind: &str, options: Vec<String>| {
+        let options = mount.options.iter().cloned().chain(options).collect();
+        let (destination, kind) = (at.to_owned(), kind.to_owned());
+        one(root, &Mount { destination, source: kind.clone().into(), kind, options })
+    };
+    let machine = Machine::look();
+    if machine.version() == Version::V2 {
+        return show(at, "cgroup2", Vec::new());
+    }
+    let memory = Mount {
+        destination: at.clone(),
+        kind: "tmpfs".to_owned(),
+        source: "cgroup".into(),
+        options: vec!["mode=755".to_owned(), "size=64k".to_owned()],
+    };
+    one(root, &memory)?;
+    for (here, controllers) in machine.v1() {
+        let ours = groups.iter().any(|group| group.starts_with(here));
+        if let Some(name) = here.file_name().filter(|_| ours) {
+            show(&at.join(name), "cgroup", controllers.to_vec())?;
+        }
+    }
+    remount(root, at, Options::parse(&mount.options).flags)
 }
 
 #[derive(Debug, PartialEq)]

@@ -153,6 +153,128 @@ pub struct Linux {
     /// Paths that can't be written.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub readonly_paths: Vec<PathBuf>,
+    /// The control group, from the top of its hierarchies; none of its own where there is nothing.
+    #[serde(default, skip_serializing_if = "path_is_empty")]
+    pub cgroups_path: PathBuf,
+    /// What the control group may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+    /// Settings of the kernel, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sysctl: BTreeMap<String, String>,
+}
+
+/// What a control group may use.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
+    /// Processors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Cpu>,
+    /// Processes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids: Option<Pids>,
+}
+
+/// Limits of memory, in bytes; -1 is none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// Of memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<i64>,
+    /// Of memory and swap together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swap: Option<i64>,
+}
+
+/// Limits of processors.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cpu {
+    /// The share that it has where others want it too; 1024 is what everybody has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shares: Option<u64>,
+    /// Microseconds of all processors together in each period.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<i64>,
+    /// The period, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub period: Option<u64>,
+    /// The processors, as `0-2,5`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<String>,
+}
+
+/// A limit of processes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pids {
+    /// How many; -1 is no limit.
+    pub limit: i64,
+}
+
+impl Resources {
+    /// The controllers that they need.
+    pub fn controllers(&self) -> Vec<&'static str> {
+        let files = self.files(false);
+        let mut names: Vec<&str> = files.into_iter().map(|(controller, ..)| controller).collect();
+        names.dedup();
+        names
+    }
+
+    /// The files that set them, in order: controller, name, value.
+    ///
+    /// Source: kernel `Documentation/admin-guide/cgroup-v1/` and `cgroup-v2.rst`; for a share as a weight, the
+    /// runtime specification's "CPU".
+    pub(crate) fn files(&self, v2: bool) -> Vec<(&'static str, &'static str, String)> {
+        let mut files = Vec::new();
+        let mut set = |controller, v1_name, v2_name, v1_value: String, v2_value: Option<String>| {
+            let value = if v2 { v2_value.unwrap_or(v1_value) } else { v1_value };
+            files.push((controller, if v2 { v2_name } else { v1_name }, value));
+        };
+        let most = |limit: i64| (limit < 0).then(|| "max".to_owned());
+        if let Some(memory) = &self.memory {
+            if let Some(limit) = memory.limit {
+                let name = "memory.limit_in_bytes";
+                set("memory", name, "memory.max", limit.to_string(), most(limit));
+            }
+            if let Some(both) = memory.swap {
+                // Version 2 counts swap alone.
+                let swap = most(both).or_else(|| Some((both - memory.limit?.max(0)).to_string()));
+                let name = "memory.memsw.limit_in_bytes";
+                set("memory", name, "memory.swap.max", both.to_string(), swap);
+            }
+        }
+        if let Some(cpu) = &self.cpu {
+            if let Some(shares) = cpu.shares {
+                let weight = 1 + shares.clamp(2, 262_144).saturating_sub(2) * 9999 / 262_142;
+                set(
+                    "cpu",
+                    "cpu.shares",
+                    "cpu.weight",
+                    shares.to_string(),
+                    Some(weight.to_string()),
+                );
+            }
+            if let Some(quota) = cpu.quota {
+                let period = cpu.period.unwrap_or(100_000);
+                if !v2 {
+                    set("cpu", "cpu.cfs_period_us", "", period.to_string(), None);
+                }
+                let quota = most(quota).filter(|_| v2).unwrap_or_else(|| quota.to_string());
+                let both = format!("{quota} {period}");
+                set("cpu", "cpu.cfs_quota_us", "cpu.max", quota, Some(both));
+            }
+            if let Some(cpus) = &cpu.cpus {
+                set("cpuset", "cpuset.cpus", "cpuset.cpus", cpus.clone(), None);
+            }
+        }
+        if let Some(pids) = &self.pids {
+            let count = most(pids.limit).unwrap_or_else(|| pids.limit.to_string());
+            set("pids", "pids.max", "pids.max", count, None);
+        }
+        files
+    }
 }
 
 /// A namespace that is new to the process.
@@ -222,5 +344,40 @@ impl Spec {
     /// Whether the process gets new namespaces of this kind.
     pub fn has(&self, kind: NamespaceKind) -> bool {
         self.linux.namespaces.iter().any(|namespace| namespace.kind == kind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_files_of_either_version() {
+        let resources = Resources {
+            memory: Some(Memory { limit: Some(100), swap: Some(150) }),
+            cpu: Some(Cpu {
+                shares: Some(1024),
+                quota: Some(50_000),
+                cpus: Some("0".into()),
+                ..Cpu::default()
+            }),
+            pids: Some(Pids { limit: -1 }),
+        };
+        let text = |v2| {
+            let files = resources.files(v2).into_iter();
+            files.map(|(_, name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("; ")
+        };
+        assert_eq!(
+            text(false),
+            "memory.limit_in_bytes=100; memory.memsw.limit_in_bytes=150; cpu.shares=1024; \
+             cpu.cfs_period_us=100000; cpu.cfs_quota_us=50000; cpuset.cpus=0; pids.max=max"
+        );
+        assert_eq!(
+            text(true),
+            "memory.max=100; memory.swap.max=50; cpu.weight=39; cpu.max=50000 100000; \
+             cpuset.cpus=0; pids.max=max"
+        );
+        assert_eq!(resources.controllers(), ["memory", "cpu", "cpuset", "pids"]);
+        assert!(Resources::default().controllers().is_empty());
     }
 }

@@ -19,6 +19,12 @@ pub struct Choices {
     pub privileged: bool,
     /// Bytes of /dev/shm; 64 MiB where nothing is said.
     pub shm_size: Option<u64>,
+    /// Whether it sees the machine's processes.
+    pub host_pid: bool,
+    /// Whether it has the machine's shared memory and message queues.
+    pub host_ipc: bool,
+    /// Whether it has a control group, to be shown to it.
+    pub grouped: bool,
 }
 
 const MASKED: [&str; 9] = [
@@ -38,15 +44,22 @@ const READ_ONLY: [&str; 5] =
 
 /// A container that runs `process` in `root`.
 pub fn spec(process: Process, root: Root, hostname: String, choices: Choices) -> Spec {
-    let mut kinds =
-        vec![NamespaceKind::Pid, NamespaceKind::Mount, NamespaceKind::Ipc, NamespaceKind::Uts];
-    if !choices.host_network {
-        kinds.push(NamespaceKind::Network);
+    let mut kinds = vec![NamespaceKind::Mount, NamespaceKind::Uts];
+    for (has, kind) in [
+        (!choices.host_pid, NamespaceKind::Pid),
+        (!choices.host_ipc, NamespaceKind::Ipc),
+        (!choices.host_network, NamespaceKind::Network),
+        (choices.grouped, NamespaceKind::Cgroup),
+    ] {
+        if has {
+            kinds.push(kind);
+        }
     }
     let linux = Linux {
         namespaces: kinds.into_iter().map(|kind| Namespace { kind }).collect(),
         masked_paths: if choices.privileged { Vec::new() } else { paths(&MASKED) },
         readonly_paths: if choices.privileged { Vec::new() } else { paths(&READ_ONLY) },
+        ..Linux::default()
     };
     Spec {
         // Nothing here is newer, and older runtimes refuse newer numbers.
@@ -88,19 +101,41 @@ fn mounts(choices: Choices) -> Vec<Mount> {
         &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
     };
     let write = if choices.privileged { "rw" } else { "ro" };
-    // The kernel mounts sysfs only for who owns the network that it shows.
-    let sys = if choices.rootless && choices.host_network {
-        mount("/sys", "none", "/sys", &["rbind", "nosuid", "noexec", "nodev", write])
+    let host = |path: &str, options: &[&str]| {
+        mount(path, "bind", path, &[&["rbind", "nosuid", "noexec", "nodev"], options].concat())
+    };
+    // The kernel mounts sysfs only for who owns the network that it shows, and processes for who owns their namespace.
+    let theirs_is_sys = choices.rootless && choices.host_network;
+    let sys = if theirs_is_sys {
+        host("/sys", &[write])
     } else {
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", write])
     };
+    let proc = if choices.rootless && choices.host_pid {
+        host("/proc", &[])
+    } else {
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])
+    };
     let shm = format!("size={}", choices.shm_size.unwrap_or(64 << 20));
-    vec![
-        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+    let shm = if choices.host_ipc {
+        host("/dev/shm", &[])
+    } else {
+        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm])
+    };
+    let mut mounts = vec![
+        proc,
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         mount("/dev/pts", "devpts", "devpts", pts),
         sys,
-        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm]),
-    ]
+        shm,
+    ];
+    // Of the namespace of who mounts it, and only for who owns that.
+    if !(choices.rootless && choices.host_ipc) {
+        mounts.push(mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]));
+    }
+    if choices.grouped && !theirs_is_sys {
+        let options = ["nosuid", "noexec", "nodev", "relatime", write];
+        mounts.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &options));
+    }
+    mounts
 }

@@ -15,6 +15,7 @@ use store::Store;
 use store::images::Image;
 
 use super::flags::{self, Added, amount};
+use super::limits::{Limits, Shared};
 use super::place::Place;
 
 /// Make a container, in milliseconds whatever the image
@@ -93,6 +94,10 @@ pub struct What {
     /// Write the id to this file, which must not be there
     #[arg(long, value_name = "FILE")]
     cidfile: Option<PathBuf>,
+    #[command(flatten)]
+    limits: Limits,
+    #[command(flatten)]
+    shared: Shared,
     /// Ports need not be published: the network is the machine's
     #[arg(short, long, hide = true)]
     publish: Vec<String>,
@@ -174,6 +179,8 @@ impl What {
                 "{port} can't be published: the network is the machine's, on which the container listens itself"
             );
         }
+        self.shared.check()?;
+        let resources = self.limits.resources()?;
         let id_file = self.cidfile.as_deref().map(new_file).transpose()?;
         let image = image(store, place, &self.image)?;
         let defaults = image.parsed()?.config;
@@ -212,6 +219,8 @@ impl What {
                 Added::Mount(mount) => mounts.push(mount),
             }
         }
+        let host_network = self.network == Network::Host;
+        let (host_pid, host_ipc) = self.shared.host();
         let or_image = |own: &Option<String>, image: String| own.clone().unwrap_or(image);
         let config = Config {
             image: self.image.clone(),
@@ -220,7 +229,14 @@ impl What {
             cwd: or_image(&self.workdir, defaults.working_dir),
             user: or_image(&self.user, defaults.user),
             hostname: self.hostname.clone().unwrap_or_default(),
-            host_network: self.network == Network::Host,
+            host_network,
+            host_pid,
+            host_ipc,
+            resources,
+            cgroups: self.limits.groups(),
+            sysctl: self.shared.sysctl(host_network)?,
+            hosts: self.shared.hosts()?,
+            resolve: self.shared.resolve()?,
             read_only: self.read_only,
             volumes,
             mounts,

@@ -69,6 +69,7 @@ fn facts() -> Vec<Fact> {
         std::env::split_paths(&path).map(|dir| dir.join("fusermount3")).find(|file| file.exists())
     });
     let files = getrlimit(Resource::Nofile).maximum;
+    let (groups, limits) = runtime::cgroup::Machine::look().summary();
     let pages = number("/proc/sys/fs/fuse/max_pages_limit").unwrap_or(256);
     vec![
         Fact {
@@ -144,6 +145,15 @@ fn facts() -> Vec<Fact> {
             advice: Some(
                 "sysctl user.max_user_namespaces=15000 kernel.unprivileged_userns_clone=1 \
                  kernel.apparmor_restrict_unprivileged_userns=0, as far as they exist.",
+            ),
+        },
+        Fact {
+            name: "control groups",
+            works: limits,
+            detail: groups,
+            advice: Some(
+                "Only --memory, --cpus, --cpuset-cpus and --pids-limit need them: as root, or in a group of one's own \
+                 (systemd-run --user --scope -p Delegate=yes).",
             ),
         },
         Fact {
