@@ -1,15 +1,34 @@
 #!/usr/bin/env bash
+# tests/containerd.sh [trixie]: the containerd that is installed, or that of Debian trixie, which takes a differ as well.
 # containerd with Strata as its snapshotter: real images unpacked, their trees compared with those of containerd's own
-# overlayfs snapshotter, containers run, the snapshotter killed in between, everything removed and nothing left.
+# overlayfs snapshotter, containers run, the snapshotter killed in between, everything removed and nothing left. What one
+# of containerd and the command line has brought, the other has; the union is there for snapshots that ask for it.
 . "$(dirname "$0")/lib.sh"
-need containerd ctr runc skopeo python3 jq
+need containerd ctr runc skopeo python3 jq curl mount.fuse3 docker-registry
 images busybox:1 nginx:1 many:120
+differ=
+if [ "${1:-}" = trixie ]; then
+  [ -x "$CACHE/trixie/usr/bin/containerd" ] || skip "Debian trixie's containerd is not there (tests/tools.sh extracts it)"
+  differ=yes
+fi
 scratch ext4 8G
+mkdir "$D/bin"
+if [ -n "$differ" ]; then
+  for program in containerd ctr containerd-shim-runc-v2; do ln -s "$CACHE/trixie/usr/bin/$program" "$D/bin/"; done
+  PATH=$D/bin:$PATH
+fi
 containerd --version
+runc --version | head -n 1
 strata_binary
 store=$D/strata
 socket=$D/strata.sock
 address=$D/containerd.sock
+host=127.0.0.1:$((20000 + $$ % 10000))
+cat >"$D/registry.yml" <<EOF
+version: 0.1
+storage: {filesystem: {rootdirectory: $D/registry}}
+http: {addr: $host}
+EOF
 cat >"$D/config.toml" <<EOF
 version = 2
 root = "$D/containerd"
@@ -21,6 +40,14 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.d
   type = "snapshot"
   address = "$socket"
 EOF
+# containerd 1.6 knows no differ but its own.
+[ -z "$differ" ] || cat >>"$D/config.toml" <<EOF
+[proxy_plugins.strata-diff]
+  type = "diff"
+  address = "$socket"
+[plugins."io.containerd.service.v1.diff-service"]
+  default = ["strata-diff", "walking"]
+EOF
 # says PATTERN COMMAND…: whether its output has it.
 says() {
   local pattern=$1 out
@@ -28,28 +55,39 @@ says() {
   out=$("$@" 2>"$D/err") && grep -q -- "$pattern" <<<"$out"
 }
 
+# snapshotter OPTIONS…: starts it.
 snapshotter() {
-  "$STRATA" snapshotter --root "$store" --address "$socket" >>"$D/snapshotter.log" 2>&1 &
+  "$STRATA" snapshotter --root "$store" --address "$socket" --containerd "$address" --metrics "$D/metrics.sock" \
+    --log-json --log info,snapshotter=debug "$@" >>"$D/snapshotter.log" 2>&1 &
   snapshotter=$!
   for _ in $(seq 100); do [ -S "$socket" ] && return; sleep 0.1; done
   cat "$D/snapshotter.log"
   fail "the snapshotter does not serve"
 }
+# metric NAME: its value since the snapshotter started.
+metric() {
+  curl -sS --unix-socket "$D/metrics.sock" http://localhost/metrics >"$D/metrics"
+  awk -v name="$1" '$1 == name {print $2; found = 1} END {if (!found) print 0}' "$D/metrics"
+}
 export CONTAINERD_ADDRESS=$address CONTAINERD_NAMESPACE=strata-$$
 also_at_end() {
+  [ "$code" = 0 ] || { grep -v '"DEBUG"' "$D/snapshotter.log"; tail -n 5 "$D/containerd.log"; }
   # What a failure left running, by the runtime's own books.
-  runc --root "/run/containerd/runc/$CONTAINERD_NAMESPACE" delete -f two 2>/dev/null
+  for container in two small; do
+    runc --root "/run/containerd/runc/$CONTAINERD_NAMESPACE" delete -f $container 2>/dev/null
+  done
   rm -rf "/run/containerd/runc/$CONTAINERD_NAMESPACE"
-  kill "${containerd:-}" "${snapshotter:-}" 2>/dev/null
+  kill "${containerd:-}" "${snapshotter:-}" "${registry:-}" 2>/dev/null
   # Shims outlive containerd.
   pkill -f "containerd-shim.*$address" 2>/dev/null
   wait 2>/dev/null
 }
-snapshotter
+# The blobs come over gRPC, since they are not where containerd's content is by default.
+snapshotter --content "$D/nowhere"
 containerd --config "$D/config.toml" >"$D/containerd.log" 2>&1 &
 containerd=$!
-for _ in $(seq 100); do ctr version >/dev/null 2>&1 && break; sleep 0.1; done
-ctr version >/dev/null || { tail "$D/containerd.log"; fail "containerd does not answer"; }
+for _ in $(seq 100); do timeout 1 ctr version >/dev/null 2>&1 && break; kill -0 "$containerd" && sleep 0.1; done
+timeout 5 ctr version >/dev/null || { tail "$D/containerd.log"; fail "containerd does not answer"; }
 says 'snapshotter.*strata .*ok' ctr plugins ls || { ctr plugins ls; fail "containerd has no plugin strata"; }
 
 # looks SNAPSHOTTER IMAGE: how the image looks, mounted.
@@ -61,8 +99,8 @@ looks() {
 mkdir "$D/mnt"
 for image in busybox:1 nginx:1 many:120; do
   name=docker.io/library/${image%:*}:${image#*:}
-  skopeo -q copy "oci:$CORPUS/oci/$image" "oci-archive:$D/image.tar:$name" 2>/dev/null ||
-    skopeo copy "oci:$CORPUS/oci/$image" "oci-archive:$D/image.tar:$name" >/dev/null
+  rm -f "$D/image.tar"
+  skopeo copy "oci:$CORPUS/oci/$image" "oci-archive:$D/image.tar:$name" >/dev/null
   for plugin in strata overlayfs; do
     ctr images import --snapshotter "$plugin" "$D/image.tar" >/dev/null
   done
@@ -73,6 +111,43 @@ for image in busybox:1 nginx:1 many:120; do
   echo "$image: $(wc -l <"$D/ours") lines, the same under both snapshotters"
 done
 
+if [ -n "$differ" ]; then
+  [ "$(metric strata_layers_unpacked_total)" -gt 100 ] || { cat "$D/metrics"; fail "the layers are not unpacked by the store"; }
+  "$STRATA" check --root "$store" >"$D/out" || { cat "$D/out"; fail "layers from containerd are damaged"; }
+  cat "$D/out"
+  # The command line has what containerd unpacked: a pull fetches only documents, even of a layout without layers.
+  mkdir "$D/bare"
+  cp -r "$CORPUS/oci/nginx" "$D/bare/"
+  jq -r --arg t 1 '.manifests[] | select(.annotations["org.opencontainers.image.ref.name"] == $t).digest' \
+    "$D/bare/nginx/index.json" | sed s/sha256:// >"$D/manifest"
+  jq -r '.layers[].digest' "$D/bare/nginx/blobs/sha256/$(cat "$D/manifest")" | sed s/sha256:// |
+    while read -r blob; do rm "$D/bare/nginx/blobs/sha256/$blob"; done
+  "$STRATA" pull --root "$store" "oci:$D/bare/nginx:1" >/dev/null || fail "the command line does not have containerd's layers"
+else
+  "$STRATA" pull --root "$store" "oci:$CORPUS/oci/nginx:1" >/dev/null
+fi
+# And the reverse: for another namespace, from an image of the command line, nothing is unpacked.
+unpacked=$(metric strata_layers_unpacked_total)
+docker-registry serve "$D/registry.yml" >"$D/registry.log" 2>&1 &
+registry=$!
+for _ in $(seq 50); do curl -s "http://$host/v2/" >/dev/null && break; sleep 0.1; done
+other=$host/nginx:1
+skopeo copy --dest-tls-verify=false "oci:$CORPUS/oci/nginx:1" "docker://$other" >/dev/null
+ctr images rm --sync docker.io/library/nginx:1 >/dev/null
+known=$(metric strata_layers_known_total)
+there() { CONTAINERD_NAMESPACE=$CONTAINERD_NAMESPACE-other "$@"; }
+there ctr images pull --plain-http --snapshotter strata "$other" >/dev/null
+[ "$(metric strata_layers_unpacked_total)" = "$unpacked" ] || fail "layers that the store has were unpacked again"
+# (ctr of 1.6 does not ask whether layers are there; kubelet's calls do: tests/cri.sh.)
+[ -z "$differ" ] || [ "$(metric strata_layers_known_total)" -gt "$known" ] || fail "the command line's layers are not known"
+there ctr images pull --plain-http --snapshotter overlayfs "$other" >/dev/null
+there looks strata "$other" >"$D/ours"
+there looks overlayfs "$other" >"$D/theirs"
+diff "$D/theirs" "$D/ours" >"$D/diff" || { head "$D/diff"; fail "a known chain: the trees differ"; }
+there ctr images rm --sync "$other" >/dev/null
+"$STRATA" rmi --root "$store" "$("$STRATA" images --root "$store" --json | jq -r '.[0].id')" >/dev/null
+echo "what one has unpacked, the other has"
+
 name=docker.io/library/busybox:1
 ctr run --snapshotter strata --rm "$name" one echo "hello from a container" >"$D/out" 2>"$D/err" || {
   cat "$D/err"
@@ -81,18 +156,38 @@ ctr run --snapshotter strata --rm "$name" one echo "hello from a container" >"$D
 grep -q "hello from a container" "$D/out"
 echo "ctr run: $(cat "$D/out")"
 
+# By label, the union: its size limit is exact, and its server is nobody's but the mount's.
+ctr run --snapshotter strata --snapshotter-label containerd.io/snapshot/strata.io/size=8M -d "$name" small \
+  sh -c 'dd if=/dev/zero of=/big bs=1M count=20; code=$?; rm /big; echo $code >/code; sleep 600' || fail "no container with a size"
+for _ in $(seq 100); do says 1 ctr task exec --exec-id look-$RANDOM small cat /code && break; sleep 0.1; done
+says 1 ctr task exec --exec-id code small cat /code || { cat "$D/out" "$D/err"; fail "20 MiB fit into 8"; }
+[ "$(metric 'strata_mounts_total{by="union"}')" -gt 0 ] || fail "no union"
+
 ctr run --snapshotter strata -d "$name" two sh -c 'echo kept >/kept; sleep 600'
 for _ in $(seq 50); do says kept ctr task exec --exec-id look two cat /kept && break; sleep 0.1; done
 kill -9 "$snapshotter"
 wait "$snapshotter" 2>/dev/null || true
 says kept ctr task exec --exec-id again two sh -c 'cat /kept && echo more >/more' || fail "the container was disturbed"
+says '' ctr task exec --exec-id write small sh -c 'echo on >/on' || fail "the union ended with the snapshotter"
 rm -f "$socket"
-snapshotter
+snapshotter --content "$D/containerd/io.containerd.content.v1.content"
 # containerd waits a little before it calls again where nobody answered.
 for _ in $(seq 100); do says two ctr snapshots --snapshotter strata ls && break; sleep 0.2; done
 says two ctr snapshots --snapshotter strata ls || { cat "$D/err" "$D/snapshotter.log"; fail "the snapshot is lost"; }
 says two ctr snapshots --snapshotter strata usage two || fail "no usage"
 says more ctr task exec --exec-id third two cat /more || fail "the container lost what it wrote"
+# What changed, as a blob of containerd's.
+for pair in two:kept small:on; do
+  ctr snapshots --snapshotter strata diff --keep "${pair%:*}" >"$D/diff.tar.gz" || fail "no diff of ${pair%:*}"
+  tar -tzf "$D/diff.tar.gz" >"$D/names"
+  grep -qx "${pair#*:}" "$D/names" || { cat "$D/names"; fail "the diff of ${pair%:*} lacks ${pair#*:}"; }
+done
+[ -z "$differ" ] || [ "$(metric 'strata_call_seconds_count{call="diff"}')" = 2 ] || fail "the diffs were not made here"
+echo "a container with a size limit; diffs: $(wc -l <"$D/names") names"
+ctr task kill -s SIGKILL small
+for _ in $(seq 50); do says 'small.*STOPPED' ctr task ls && break; sleep 0.1; done
+ctr task rm small >/dev/null
+ctr container rm small
 ctr task kill -s SIGKILL two
 for _ in $(seq 50); do says 'two.*STOPPED' ctr task ls && break; sleep 0.1; done
 ctr task rm two >/dev/null
@@ -106,8 +201,11 @@ for _ in $(seq 100); do
   sleep 0.2
 done
 [ "$(ctr snapshots --snapshotter strata ls | wc -l)" = 1 ] || { ctr snapshots --snapshotter strata ls; fail "snapshots are left"; }
-sleep 1
-left=$(find "$store/snapshots" "$store/trash" -mindepth 1 -maxdepth 1 | wc -l)
+for _ in $(seq 50); do
+  [ -z "$(ls -A "$store/snapshots" "$store/trash" "$store/layers" | grep -v :)" ] && break
+  sleep 0.2
+done
+left=$(find "$store/snapshots" "$store/trash" "$store/layers" "$store/staging" -mindepth 1 -maxdepth 1 | wc -l)
 [ "$left" = 0 ] || fail "$left directories are left"
 "$STRATA" check --root "$store"
 echo "everything was removed, and nothing is left"

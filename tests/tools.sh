@@ -34,6 +34,12 @@ for crate in pjdfstest@0.2.2 fsx@0.3.2; do
   [ -x "$tools/bin/${crate%@*}" ] || again cargo install -q --locked --root "$tools" "$crate"
 done
 
+# The next Debian's containerd and dockerd, which run on this one.
+if [ ! -x "$cache/trixie/usr/sbin/dockerd" ]; then
+  rm -rf "$cache/trixie"
+  again mmdebstrap -q --variant=extract --include=containerd,docker.io,docker-cli trixie "$cache/trixie"
+fi
+
 # A package to install inside an image.
 mkdir -p "$cache/deb"
 if ! compgen -G "$cache/deb/hello_*.deb" >/dev/null; then

@@ -1,30 +1,55 @@
-//! How a snapshot is mounted: by the kernel's overlayfs, or as a directory where it stands on nothing.
+//! How a snapshot is mounted: by the kernel's overlayfs, as a directory where it stands on nothing, or by Strata's union
+//! where its labels ask for what only that has.
+//!
+//! The union is a mount of type `fuse3.strata`: whoever mounts it has mount.fuse3 run `strata`, whose server belongs to
+//! that mount and not to the snapshotter.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use store::snapshots::{Kind, Stack};
 
 use crate::containerd::types::Mount;
+use crate::labels::{PARENT_CHAIN, Wanted};
+
+/// The type by which containerd's mounts have mount.fuse3 run `strata`.
+const UNION: &str = "fuse3.strata";
 
 /// The mounts of a snapshot, as containerd makes them. `user` is whether overlayfs keeps its marks in `user.` attributes.
-pub(crate) fn of(stack: &Stack, user: bool) -> Vec<Mount> {
+///
+/// # Errors
+/// One sentence: a label that can't be.
+pub(crate) fn of(stack: &Stack, user: bool) -> Result<Vec<Mount>, String> {
+    let wanted = Wanted::of(&stack.labels)?;
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let bind = |path: &Path, writable: bool| {
         let how = if writable { "rw" } else { "ro" };
-        vec![Mount {
-            r#type: "bind".to_owned(),
-            source: text(path),
-            options: vec![how.to_owned(), "rbind".to_owned()],
-            ..Mount::default()
-        }]
+        let mut options = vec![how.to_owned(), "rbind".to_owned()];
+        options.extend(kernel_ids(&wanted));
+        let (r#type, source) = ("bind".to_owned(), text(path));
+        vec![Mount { r#type, source, options, ..Mount::default() }]
     };
     let writable = stack.kind == Kind::Active;
+    let mut union = writable && wanted.needs_union();
     match (stack.lowers.as_slice(), writable) {
-        ([], _) => return bind(&stack.upper, writable),
-        ([only], false) => return bind(only, false),
+        // What is unpacked into it has whiteouts for what it will stand on: only in an upper layer are they kept.
+        ([], true) if stack.labels.contains_key(PARENT_CHAIN) => union = false,
+        ([], _) => return Ok(bind(&stack.upper, writable)),
+        ([only], false) => return Ok(bind(only, false)),
         _ => {}
     }
-    let mut options = vec!["index=off".to_owned()];
+    let mut options = Vec::new();
+    if union {
+        options.extend(wanted.size.as_ref().map(|size| format!("size={size}")));
+        options.extend(wanted.inodes.as_ref().map(|count| format!("nr_inodes={count}")));
+        // Whoever reads the upper layer once it is unmounted expects whole files.
+        options.push(format!("partial={}", if wanted.partial { "complete" } else { "off" }));
+        for (name, range) in [("uidmapping", wanted.uids), ("gidmapping", wanted.gids)] {
+            options.extend(range.map(|r| format!("{name}={}:{}:{}", r.outside, r.inside, r.count)));
+        }
+    } else {
+        options.push("index=off".to_owned());
+        options.extend(kernel_ids(&wanted));
+    }
     if user {
         options.push("userxattr".to_owned());
     }
@@ -33,40 +58,112 @@ pub(crate) fn of(stack: &Stack, user: bool) -> Vec<Mount> {
         options.push(format!("upperdir={}", text(&stack.upper)));
     }
     let lowers: Vec<_> = stack.lowers.iter().map(|lower| text(lower)).collect();
-    options.push(format!("lowerdir={}", lowers.join(":")));
-    let (r#type, source) = ("overlay".to_owned(), "overlay".to_owned());
-    vec![Mount { r#type, source, options, ..Mount::default() }]
+    if !lowers.is_empty() {
+        options.push(format!("lowerdir={}", lowers.join(":")));
+    }
+    let (r#type, source) = if union { (UNION, "strata") } else { ("overlay", "overlay") };
+    let (r#type, source) = (r#type.to_owned(), source.to_owned());
+    Ok(vec![Mount { r#type, source, options, ..Mount::default() }])
+}
+
+/// What containerd maps the lower layers by.
+fn kernel_ids(wanted: &Wanted) -> impl Iterator<Item = String> {
+    let ranges = [("uidmap", wanted.uids), ("gidmap", wanted.gids)];
+    let option = |(name, range): (&str, Option<crate::labels::Range>)| {
+        range.map(|r| format!("{name}={}:{}:{}", r.inside, r.outside, r.count))
+    };
+    ranges.into_iter().filter_map(option)
+}
+
+/// The directories of mounts that were made here: what is written to, and what is below, uppermost first.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Places {
+    pub upper: Option<PathBuf>,
+    pub lowers: Vec<PathBuf>,
+}
+
+impl Places {
+    /// None for mounts that are not made here.
+    pub fn of(mounts: &[Mount]) -> Option<Self> {
+        let mount = match mounts {
+            [] => return Some(Self::default()),
+            [only] => only,
+            _ => return None,
+        };
+        let has = |name: &str| mount.options.iter().any(|option| option == name);
+        match mount.r#type.as_str() {
+            "bind" if has("rw") => {
+                Some(Self { upper: Some((&mount.source).into()), lowers: Vec::new() })
+            }
+            "bind" => Some(Self { upper: None, lowers: vec![(&mount.source).into()] }),
+            "overlay" | UNION => {
+                let value =
+                    |name: &str| mount.options.iter().find_map(|option| option.strip_prefix(name));
+                let lowers = value("lowerdir=").unwrap_or_default().split(':');
+                let lowers = lowers.filter(|lower| !lower.is_empty()).map(PathBuf::from).collect();
+                Some(Self { upper: value("upperdir=").map(PathBuf::from), lowers })
+            }
+            _ => None,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn mounts_are_what_containerd_expects() {
-        let stack = |kind, lowers: &[&str]| Stack {
+    fn stack(kind: Kind, lowers: &[&str], labels: &[(&str, &str)]) -> Stack {
+        Stack {
             kind,
             upper: "/s/9/fs".into(),
             work: "/s/9/work".into(),
             lowers: lowers.iter().map(Into::into).collect(),
-        };
+            labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+        }
+    }
+
+    #[test]
+    fn mounts_are_what_containerd_expects() {
+        let ids = ("containerd.io/snapshot/uidmapping", "0:100000:65536");
+        let chain = (PARENT_CHAIN, "sha256:x");
         let cases = [
-            (stack(Kind::Active, &[]), "bind /s/9/fs rw,rbind"),
-            (stack(Kind::View, &[]), "bind /s/9/fs ro,rbind"),
-            (stack(Kind::View, &["/s/1/fs"]), "bind /s/1/fs ro,rbind"),
+            (stack(Kind::Active, &[], &[]), "bind /s/9/fs rw,rbind"),
+            (stack(Kind::View, &[], &[]), "bind /s/9/fs ro,rbind"),
+            (stack(Kind::View, &["/s/1/fs"], &[]), "bind /s/1/fs ro,rbind"),
             (
-                stack(Kind::View, &["/s/2/fs", "/s/1/fs"]),
+                stack(Kind::View, &["/s/2/fs", "/s/1/fs"], &[]),
                 "overlay overlay index=off,lowerdir=/s/2/fs:/s/1/fs",
             ),
             (
-                stack(Kind::Active, &["/s/1/fs"]),
+                stack(Kind::Active, &["/s/1/fs"], &[]),
                 "overlay overlay index=off,workdir=/s/9/work,upperdir=/s/9/fs,lowerdir=/s/1/fs",
             ),
+            (
+                stack(Kind::Active, &["/s/1/fs"], &[ids]),
+                "overlay overlay index=off,uidmap=0:100000:65536,workdir=/s/9/work,upperdir=/s/9/fs,lowerdir=/s/1/fs",
+            ),
+            (
+                stack(Kind::Active, &[], &[chain]),
+                "overlay overlay index=off,workdir=/s/9/work,upperdir=/s/9/fs",
+            ),
+            (
+                stack(Kind::Active, &["/s/1/fs"], &[("strata.io/size", "2G"), ids]),
+                "fuse3.strata strata size=2g,partial=off,uidmapping=100000:0:65536,workdir=/s/9/work,upperdir=/s/9/fs,lowerdir=/s/1/fs",
+            ),
+            (stack(Kind::View, &["/s/1/fs"], &[("strata.io/size", "2G")]), "bind /s/1/fs ro,rbind"),
         ];
         for (stack, want) in cases {
-            let [mount] = &of(&stack, false)[..] else { panic!("one mount") };
+            let mounts = of(&stack, false).unwrap();
+            let [mount] = &mounts[..] else { panic!("one mount") };
             let is = format!("{} {} {}", mount.r#type, mount.source, mount.options.join(","));
             assert_eq!(is, want);
+            let places = Places::of(&mounts).unwrap();
+            let upper = (stack.kind == Kind::Active).then_some(stack.upper);
+            assert_eq!(places.upper, upper, "{want}");
+            if !stack.lowers.is_empty() {
+                assert_eq!(places.lowers, stack.lowers, "{want}");
+            }
         }
+        assert!(of(&stack(Kind::Active, &["/s/1/fs"], &[("strata.io/size", "x")]), false).is_err());
     }
 }

@@ -2,14 +2,18 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use prost_types::Timestamp;
-use store::snapshots::{Fault, Kind, Snapshot};
-use store::{Error, Store};
+use store::snapshots::{Fault, Kind, Snapshot, Stack};
+use store::{Digest, Error, Store};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
+use crate::containerd::types::Mount;
 use crate::filter::Filters;
+use crate::labels::{REFERENCE, Wanted};
+use crate::metrics::{Metrics, count};
 use crate::mounts;
 use crate::proto::snapshots_server::Snapshots;
 use crate::proto::{
@@ -30,11 +34,40 @@ const LABEL: usize = 4096;
 #[derive(Debug)]
 pub(crate) struct Service {
     store: Arc<Store>,
+    metrics: Arc<Metrics>,
+    /// Whether something waits to be swept, so that many removals are followed by one.
+    sweep: Arc<AtomicBool>,
 }
 
 impl Service {
-    pub fn new(store: Arc<Store>) -> Self {
-        Self { store }
+    pub fn new(store: Arc<Store>, metrics: Arc<Metrics>) -> Self {
+        Self { store, metrics, sweep: Arc::default() }
+    }
+
+    /// Clears away layers that nothing has any more, and files that were removed: nobody waits for that.
+    pub fn sweep(&self) {
+        if self.sweep.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let (store, sweep) = (Arc::clone(&self.store), Arc::clone(&self.sweep));
+        tokio::spawn(async move {
+            // What is removed together is swept together.
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            sweep.store(false, Ordering::SeqCst);
+            let swept = tokio::task::spawn_blocking(move || {
+                store.collect_layers()?;
+                store.empty_trash()
+            });
+            match swept.await {
+                Ok(Ok(())) => {}
+                failed => {
+                    tracing::warn!(
+                        ?failed,
+                        "what was removed stays on the disk until the next removal"
+                    );
+                }
+            }
+        });
     }
 
     /// Runs what waits for the disk where it holds up nobody.
@@ -54,14 +87,37 @@ impl Service {
         parent: String,
         kind: Kind,
         labels: HashMap<String, String>,
-    ) -> Result<Vec<crate::containerd::types::Mount>, Status> {
+    ) -> Result<Vec<Mount>, Status> {
         let labels = checked(labels)?;
+        let wanted = Wanted::of(&labels).map_err(Status::invalid_argument)?;
+        // What is to be unpacked may be here: of another image, another namespace, or from the command line.
+        let chain = labels.get(REFERENCE).filter(|_| kind == Kind::Active);
+        let chain = chain.and_then(|chain| chain.parse::<Digest>().ok());
         let made = self.with(move |store| {
             let parent = Some(parent.as_str()).filter(|parent| !parent.is_empty());
+            if let Some(chain) = chain
+                && store.adopt_snapshot(&name, parent, &chain, &labels)?
+            {
+                return Ok(None);
+            }
             let stack = store.prepare_snapshot(&name, parent, kind, &labels)?;
-            Ok(mounts::of(&stack, is_user(store)))
+            if let Some(root) = wanted.root().filter(|_| kind == Kind::Active) {
+                store.give_snapshot(&stack, root)?;
+            }
+            Ok(Some((stack, is_user(store))))
         });
-        made.await
+        let Some((stack, user)) = made.await? else {
+            count(&self.metrics.known, 1);
+            return Err(Status::already_exists("the store has this chain of layers"));
+        };
+        self.mounts_of(&stack, user)
+    }
+
+    fn mounts_of(&self, stack: &Stack, user: bool) -> Result<Vec<Mount>, Status> {
+        let mounts = mounts::of(stack, user).map_err(Status::invalid_argument)?;
+        let union = mounts.iter().any(|mount| mount.r#type.starts_with("fuse"));
+        count(if union { &self.metrics.union } else { &self.metrics.kernel }, 1);
+        Ok(mounts)
     }
 }
 
@@ -72,9 +128,14 @@ fn is_user(store: &Store) -> bool {
 /// The code that containerd acts on.
 ///
 /// Source: containerd `core/snapshots/storage`: which rule has which error.
-fn status(error: &Error) -> Status {
+pub(crate) fn status(error: &Error) -> Status {
     let text = error.to_string();
-    let Error::Snapshot { fault, .. } = error else { return Status::internal(text) };
+    let fault = match error {
+        Error::Snapshot { fault, .. } => fault,
+        Error::BadLayer { .. } | Error::Mismatch { .. } => return Status::data_loss(text),
+        Error::Unfinished { .. } => return Status::failed_precondition(text),
+        _ => return Status::internal(text),
+    };
     match fault {
         Fault::Absent => Status::not_found(text),
         Fault::Exists => Status::already_exists(text),
@@ -115,9 +176,8 @@ fn info(snapshot: Snapshot) -> Info {
     }
 }
 
-#[tonic::async_trait]
-impl Snapshots for Service {
-    async fn prepare(
+impl Service {
+    async fn on_prepare(
         &self,
         request: Request<PrepareSnapshotRequest>,
     ) -> Answer<PrepareSnapshotResponse> {
@@ -126,21 +186,20 @@ impl Snapshots for Service {
         Ok(Response::new(PrepareSnapshotResponse { mounts }))
     }
 
-    async fn view(&self, request: Request<ViewSnapshotRequest>) -> Answer<ViewSnapshotResponse> {
+    async fn on_view(&self, request: Request<ViewSnapshotRequest>) -> Answer<ViewSnapshotResponse> {
         let r = request.into_inner();
         let mounts = self.make(r.key, r.parent, Kind::View, r.labels).await?;
         Ok(Response::new(ViewSnapshotResponse { mounts }))
     }
 
-    async fn mounts(&self, request: Request<MountsRequest>) -> Answer<MountsResponse> {
+    async fn on_mounts(&self, request: Request<MountsRequest>) -> Answer<MountsResponse> {
         let key = request.into_inner().key;
-        let mounts = self
-            .with(move |store| Ok(mounts::of(&store.snapshot_stack(&key)?, is_user(store))))
-            .await?;
-        Ok(Response::new(MountsResponse { mounts }))
+        let found = self.with(move |store| Ok((store.snapshot_stack(&key)?, is_user(store))));
+        let (stack, user) = found.await?;
+        Ok(Response::new(MountsResponse { mounts: self.mounts_of(&stack, user)? }))
     }
 
-    async fn commit(&self, request: Request<CommitSnapshotRequest>) -> Answer<()> {
+    async fn on_commit(&self, request: Request<CommitSnapshotRequest>) -> Answer<()> {
         let r = request.into_inner();
         let labels = checked(r.labels)?;
         self.with(move |store| {
@@ -151,26 +210,20 @@ impl Snapshots for Service {
         Ok(Response::new(()))
     }
 
-    async fn remove(&self, request: Request<RemoveSnapshotRequest>) -> Answer<()> {
+    async fn on_remove(&self, request: Request<RemoveSnapshotRequest>) -> Answer<()> {
         let key = request.into_inner().key;
         self.with(move |store| store.remove_snapshot(&key)).await?;
-        // Nobody waits for the files.
-        let store = Arc::clone(&self.store);
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = store.empty_trash() {
-                tracing::warn!(%error, "what was removed stays on the disk until the next removal");
-            }
-        });
+        self.sweep();
         Ok(Response::new(()))
     }
 
-    async fn stat(&self, request: Request<StatSnapshotRequest>) -> Answer<StatSnapshotResponse> {
+    async fn on_stat(&self, request: Request<StatSnapshotRequest>) -> Answer<StatSnapshotResponse> {
         let key = request.into_inner().key;
         let snapshot = self.with(move |store| store.snapshot(&key)).await?;
         Ok(Response::new(StatSnapshotResponse { info: Some(info(snapshot)) }))
     }
 
-    async fn update(
+    async fn on_update(
         &self,
         request: Request<UpdateSnapshotRequest>,
     ) -> Answer<UpdateSnapshotResponse> {
@@ -206,6 +259,74 @@ impl Snapshots for Service {
         Ok(Response::new(UpdateSnapshotResponse { info: Some(info(snapshot)) }))
     }
 
+    async fn on_usage(&self, request: Request<UsageRequest>) -> Answer<UsageResponse> {
+        let key = request.into_inner().key;
+        let (size, inodes) = self.with(move |store| store.snapshot_usage(&key)).await?;
+        let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        Ok(Response::new(UsageResponse { size: signed(size), inodes: signed(inodes) }))
+    }
+
+    async fn on_cleanup(&self, _: Request<CleanupRequest>) -> Answer<()> {
+        self.with(|store| {
+            store.collect_layers()?;
+            store.empty_trash()
+        })
+        .await?;
+        Ok(Response::new(()))
+    }
+}
+
+#[tonic::async_trait]
+impl Snapshots for Service {
+    async fn prepare(
+        &self,
+        request: Request<PrepareSnapshotRequest>,
+    ) -> Answer<PrepareSnapshotResponse> {
+        let key = request.get_ref().key.clone();
+        self.metrics.of("prepare", &key, self.on_prepare(request)).await
+    }
+
+    async fn view(&self, request: Request<ViewSnapshotRequest>) -> Answer<ViewSnapshotResponse> {
+        let key = request.get_ref().key.clone();
+        self.metrics.of("view", &key, self.on_view(request)).await
+    }
+
+    async fn mounts(&self, request: Request<MountsRequest>) -> Answer<MountsResponse> {
+        let key = request.get_ref().key.clone();
+        self.metrics.of("mounts", &key, self.on_mounts(request)).await
+    }
+
+    async fn commit(&self, request: Request<CommitSnapshotRequest>) -> Answer<()> {
+        let key = request.get_ref().name.clone();
+        self.metrics.of("commit", &key, self.on_commit(request)).await
+    }
+
+    async fn remove(&self, request: Request<RemoveSnapshotRequest>) -> Answer<()> {
+        let key = request.get_ref().key.clone();
+        self.metrics.of("remove", &key, self.on_remove(request)).await
+    }
+
+    async fn stat(&self, request: Request<StatSnapshotRequest>) -> Answer<StatSnapshotResponse> {
+        let key = request.get_ref().key.clone();
+        self.metrics.of("stat", &key, self.on_stat(request)).await
+    }
+
+    async fn update(
+        &self,
+        request: Request<UpdateSnapshotRequest>,
+    ) -> Answer<UpdateSnapshotResponse> {
+        self.metrics.of("update", "", self.on_update(request)).await
+    }
+
+    async fn usage(&self, request: Request<UsageRequest>) -> Answer<UsageResponse> {
+        let key = request.get_ref().key.clone();
+        self.metrics.of("usage", &key, self.on_usage(request)).await
+    }
+
+    async fn cleanup(&self, request: Request<CleanupRequest>) -> Answer<()> {
+        self.metrics.of("cleanup", "", self.on_cleanup(request)).await
+    }
+
     type ListStream =
         std::pin::Pin<Box<dyn Stream<Item = Result<ListSnapshotsResponse, Status>> + Send>>;
 
@@ -219,17 +340,5 @@ impl Snapshots for Service {
         let page = |infos: &[Info]| Ok(ListSnapshotsResponse { info: infos.to_vec() });
         let pages: Vec<_> = found.chunks(PAGE).map(page).collect();
         Ok(Response::new(Box::pin(tokio_stream::iter(pages))))
-    }
-
-    async fn usage(&self, request: Request<UsageRequest>) -> Answer<UsageResponse> {
-        let key = request.into_inner().key;
-        let (size, inodes) = self.with(move |store| store.snapshot_usage(&key)).await?;
-        let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        Ok(Response::new(UsageResponse { size: signed(size), inodes: signed(inodes) }))
-    }
-
-    async fn cleanup(&self, _: Request<CleanupRequest>) -> Answer<()> {
-        self.with(Store::empty_trash).await?;
-        Ok(Response::new(()))
     }
 }

@@ -45,10 +45,11 @@ pub struct Report {
     pub removed: Vec<String>,
 }
 
-/// The layers that no image and no living lease needs.
+/// The layers that no image, no snapshot and no living lease needs.
 const UNUSED: &str =
     "SELECT diff_id FROM layers WHERE diff_id NOT IN (SELECT diff_id FROM image_layers)
-  AND diff_id NOT IN (SELECT diff_id FROM leases)";
+  AND diff_id NOT IN (SELECT diff_id FROM leases)
+  AND diff_id NOT IN (SELECT diff_id FROM snapshots WHERE diff_id IS NOT NULL)";
 
 impl Store {
     /// Removes images without a name that no container uses, layers that no image has, and what
@@ -79,7 +80,10 @@ impl Store {
     }
 
     /// Moves layers that nothing needs to the trash.
-    pub(crate) fn collect_layers(&self) -> Result<Collected> {
+    ///
+    /// # Errors
+    /// The database's or the file system's own.
+    pub fn collect_layers(&self) -> Result<Collected> {
         let unused: Vec<Digest> = self.meta.read(|txn| {
             let mut query = txn.prepare_cached(UNUSED)?;
             let rows = query.query_map([], |row| meta::digest(&row.get::<_, String>(0)?))?;

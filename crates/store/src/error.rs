@@ -30,6 +30,15 @@ pub enum Error {
         /// The rule.
         fault: crate::snapshots::Fault,
     },
+    /// A tree of which files are changed in part, with the rest in the layers below.
+    #[error(
+        "files in {path:?} have a part of their data in the layers below: strata materialize on \
+         its mount completes them, and so does its unmount"
+    )]
+    Unfinished {
+        /// The tree.
+        path: PathBuf,
+    },
     /// No such image.
     #[error("there is no image {name:?} here{}", suggestion(.near))]
     NoImage {

@@ -79,7 +79,12 @@ impl<'de> serde::Deserialize<'de> for Digest {
 /// The name of a chain of layers, lowest first: of everything that they show together.
 pub fn chain_id(diff_ids: &[Digest]) -> Option<Digest> {
     let (first, rest) = diff_ids.split_first()?;
-    Some(rest.iter().fold(*first, |chain, next| Digest::of(format!("{chain} {next}").as_bytes())))
+    Some(rest.iter().fold(*first, |chain, next| on_chain(Some(&chain), next)))
+}
+
+/// The name of a chain with one layer more on top.
+pub(crate) fn on_chain(below: Option<&Digest>, diff_id: &Digest) -> Digest {
+    below.map_or(*diff_id, |chain| Digest::of(format!("{chain} {diff_id}").as_bytes()))
 }
 
 #[cfg(test)]

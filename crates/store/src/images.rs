@@ -72,7 +72,7 @@ pub struct Usage {
     pub shared_files: u64,
     /// Bytes that would be more if every image had its layers for itself.
     pub shared_layers: u64,
-    /// Bytes of layers that no image with a name and no container needs.
+    /// Bytes of layers that no image with a name, no container and no snapshot needs.
     pub reclaimable: u64,
 }
 
@@ -332,7 +332,8 @@ impl Store {
             let used = one(
                 "SELECT coalesce(sum(bytes), 0) FROM layers WHERE diff_id IN (
                    SELECT diff_id FROM image_layers WHERE image IN (SELECT image FROM tags)
-                   OR image IN (SELECT image FROM containers))",
+                   OR image IN (SELECT image FROM containers))
+                 OR diff_id IN (SELECT diff_id FROM snapshots WHERE diff_id IS NOT NULL)",
             )?;
             Ok(Usage {
                 images: one("SELECT count(*) FROM images")?,

@@ -3,8 +3,9 @@
 //! Reading order: [`id`], [`reference`] and [`manifest`] (names and documents), [`source`] (where
 //! images come from), [`tar`] (layers as they travel), `store` (the directory, its locks, what a
 //! crash leaves), `meta` (the database), `pull` and `pipeline`, `commit`, [`images`], [`collect`], [`save`],
-//! [`containers`], [`snapshots`].
+//! [`containers`], [`snapshots`], `applied` (layers as snapshots).
 
+mod applied;
 pub mod collect;
 mod commit;
 pub mod containers;
@@ -24,6 +25,7 @@ mod store;
 pub mod tar;
 mod tree;
 
+pub use applied::AppliedLayer;
 pub use commit::CommitOptions;
 pub use error::{Error, Result};
 pub use id::{Digest, chain_id};

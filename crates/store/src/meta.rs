@@ -16,7 +16,7 @@ use crate::id::Digest;
 use crate::seam::Seam;
 
 /// The format that this version writes.
-pub const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 4;
 
 /// One statement a table.
 const SCHEMA: &str = "
@@ -47,8 +47,21 @@ CREATE INDEX IF NOT EXISTS containers_by_image ON containers(image);
 CREATE TABLE IF NOT EXISTS snapshots (
   id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, kind INTEGER NOT NULL,
   parent INTEGER REFERENCES snapshots(id), created INTEGER NOT NULL, updated INTEGER NOT NULL,
-  labels TEXT NOT NULL, bytes INTEGER, inodes INTEGER) STRICT;
+  labels TEXT NOT NULL, bytes INTEGER, inodes INTEGER, diff_id TEXT REFERENCES layers(diff_id),
+  own INTEGER NOT NULL DEFAULT 1, chain TEXT) STRICT;
 CREATE INDEX IF NOT EXISTS snapshots_by_parent ON snapshots(parent);
+CREATE INDEX IF NOT EXISTS snapshots_by_layer ON snapshots(diff_id);
+CREATE INDEX IF NOT EXISTS snapshots_by_chain ON snapshots(chain);
+CREATE TABLE IF NOT EXISTS blobs (
+  blob TEXT PRIMARY KEY, diff_id TEXT NOT NULL REFERENCES layers(diff_id) ON DELETE CASCADE) STRICT;
+CREATE INDEX IF NOT EXISTS blobs_by_layer ON blobs(diff_id);
+";
+
+/// What the tables of format 3 lack.
+const SINCE_3: &str = "
+ALTER TABLE snapshots ADD COLUMN diff_id TEXT REFERENCES layers(diff_id);
+ALTER TABLE snapshots ADD COLUMN own INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE snapshots ADD COLUMN chain TEXT;
 ";
 
 #[derive(Debug)]
@@ -82,14 +95,15 @@ impl Meta {
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         db.pragma_update(None, "wal_autocheckpoint", 128)?;
         let format: u32 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        // Of format 2 only the table of snapshots is missing.
-        if format != 0 && format != 2 && format != FORMAT {
+        // Of format 2 only tables are missing.
+        if format != 0 && !(2..=FORMAT).contains(&format) {
             let root = path.parent().unwrap_or(path).to_owned();
             return Err(Error::Format { root, found: format, known: FORMAT });
         }
         if format != FORMAT {
+            let change = if format == 3 { SINCE_3 } else { "" };
             db.execute_batch(&format!(
-                "BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;"
+                "BEGIN IMMEDIATE; {change} {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;"
             ))?;
         }
         Ok(Self { db: parking_lot::Mutex::new(db), seam })
@@ -193,6 +207,22 @@ pub(crate) fn add_layer(
         ])?;
     }
     Ok(())
+}
+
+/// Notes which layer a blob becomes.
+pub(crate) fn add_blob(txn: &Transaction<'_>, blob: &Digest, diff_id: &Digest) -> Result<()> {
+    let sql = "INSERT INTO blobs (blob, diff_id) VALUES (?1, ?2) \
+               ON CONFLICT (blob) DO UPDATE SET diff_id = ?2";
+    txn.prepare_cached(sql)?.execute([blob.to_string(), diff_id.to_string()])?;
+    Ok(())
+}
+
+/// The layer that a blob becomes, where that is there.
+pub(crate) fn layer_of_blob(txn: &Transaction<'_>, blob: &Digest) -> Result<Option<Digest>> {
+    let sql = "SELECT diff_id FROM blobs WHERE blob = ?1";
+    let mut query = txn.prepare_cached(sql)?;
+    let found = query.query_row([blob.to_string()], |row| digest(&row.get::<_, String>(0)?));
+    Ok(found.optional()?)
 }
 
 /// The layers of an image, lowest first.

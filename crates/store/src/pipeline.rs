@@ -95,7 +95,10 @@ impl Read for Chunks<'_> {
 pub(crate) struct Job<'j> {
     pub source: &'j dyn BlobSource,
     pub blob: &'j Descriptor,
+    /// Where it is not known, any other name for the layer, for errors.
     pub diff_id: Digest,
+    /// Whether `diff_id` is what the layer must have.
+    pub known: bool,
     /// The layer's directory, with an empty `fs` in it.
     pub to: &'j Path,
     /// Where unfinished blobs are.
@@ -114,6 +117,8 @@ const AFTER_A_REFUSAL: u64 = 16 << 20;
 /// A layer that was unpacked, and its blob as far as it was kept.
 pub(crate) struct Unpacked {
     pub applied: apply::Applied,
+    /// What the tar's digest is, and its bytes.
+    pub tar: (Digest, u64),
     /// To be removed when the layer is the store's.
     pub partial: Option<Partial>,
 }
@@ -140,13 +145,13 @@ pub(crate) fn run(job: &Job<'_>) -> Result<Unpacked> {
     // In the order of the stages: what goes wrong in one follows from what went wrong before it.
     let partial = joined(fetched)?;
     joined(inflated)?;
-    let found = joined(found);
-    let applied = applied?;
-    if found != job.diff_id {
+    let tar = joined(found);
+    let (found, applied) = (tar.0, applied?);
+    if job.known && found != job.diff_id {
         let found = found.to_string();
         return Err(Error::Mismatch { what: "layer", expected: job.diff_id, found });
     }
-    Ok(Unpacked { applied, partial })
+    Ok(Unpacked { applied, tar, partial })
 }
 
 /// What a thread gave; its panic goes on in this one.
@@ -181,16 +186,18 @@ pub(crate) fn unpack_tar(
     Ok(applied)
 }
 
-/// The digest of all that comes.
-fn digest(from: Receiver<Arc<Vec<u8>>>, pool: &Pool) -> Digest {
+/// The digest of all that comes, and its bytes.
+fn digest(from: Receiver<Arc<Vec<u8>>>, pool: &Pool) -> (Digest, u64) {
     let mut hash = Sha256::new();
+    let mut size = 0;
     while let Ok(chunk) = from.recv() {
         hash.update(chunk.as_slice());
+        size += chunk.len() as u64;
         if let Ok(used) = Arc::try_unwrap(chunk) {
             pool.give(used);
         }
     }
-    Digest::finish(hash)
+    (Digest::finish(hash), size)
 }
 
 fn unpack(job: &Job<'_>, tar: Chunks<'_>) -> Result<apply::Applied> {

@@ -229,6 +229,7 @@ impl Store {
                         source,
                         blob,
                         diff_id: **diff_id,
+                        known: true,
                         to,
                         partial: self.root.join("partial"),
                         options: &self.apply,
@@ -343,6 +344,9 @@ impl Image {
         let mut insert = txn.prepare_cached(
             "INSERT OR IGNORE INTO image_layers (image, position, diff_id) VALUES (?1, ?2, ?3)",
         )?;
+        for (blob, diff_id) in &self.layers {
+            meta::add_blob(txn, &blob.digest, diff_id)?;
+        }
         for (position, diff_id) in diff_ids.iter().enumerate() {
             insert.execute(params![id, meta::signed(position as u64), diff_id.to_string()])?;
         }

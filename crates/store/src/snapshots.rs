@@ -1,5 +1,8 @@
 //! Snapshots as containerd has them: a chain of directories, each committed but the last.
 //!
+//! Where a snapshot is a layer of the store, its tree is that layer's, and `layer` in its directory leads there: a name
+//! that is short, since the kernel takes all lower directories of a mount in one page.
+//!
 //! A snapshot's directory is made within the transaction that writes its row, so that a directory without a row is
 //! litter to whoever has the database to itself.
 //!
@@ -13,7 +16,12 @@ use std::path::{Path, PathBuf};
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use crate::error::{At, Error, Result};
+use crate::id::{Digest, on_chain};
+use crate::meta;
 use crate::store::Store;
+
+/// In a snapshot's directory, what leads to the tree of its layer.
+pub(crate) const LAYER: &str = "layer";
 
 /// What a snapshot can be used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +62,8 @@ pub struct Stack {
     pub work: PathBuf,
     /// The trees below, uppermost first.
     pub lowers: Vec<PathBuf>,
+    /// What its owner says of it.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// Which rule an operation would break.
@@ -82,10 +92,16 @@ pub enum Fault {
     HasChildren,
 }
 
-struct Row {
-    id: i64,
-    kind: Kind,
-    parent: Option<i64>,
+pub(crate) struct Row {
+    pub id: i64,
+    pub kind: Kind,
+    pub parent: Option<i64>,
+    /// The layer that it is, or stands on first.
+    pub layer: Option<Digest>,
+    /// Whether its own tree counts.
+    pub own: bool,
+    /// The chain of layers that it shows, where it is layers only.
+    pub chain: Option<Digest>,
 }
 
 fn kind(number: i64) -> Kind {
@@ -104,29 +120,43 @@ fn number(kind: Kind) -> i64 {
     }
 }
 
-fn fault<T>(name: &str, fault: Fault) -> Result<T> {
+pub(crate) fn fault<T>(name: &str, fault: Fault) -> Result<T> {
     Err(Error::Snapshot { name: name.to_owned(), fault })
 }
 
-fn row(txn: &Transaction<'_>, name: &str) -> Result<Option<Row>> {
-    let sql = "SELECT id, kind, parent FROM snapshots WHERE name = ?1";
-    let found = txn.prepare_cached(sql)?.query_row([name], |row| {
-        Ok(Row { id: row.get(0)?, kind: kind(row.get(1)?), parent: row.get(2)? })
-    });
-    Ok(found.optional()?)
+const ROW: &str = "SELECT id, kind, parent, diff_id, own, chain FROM snapshots";
+
+fn columns(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
+    let digest = |at| -> rusqlite::Result<Option<Digest>> {
+        row.get::<_, Option<String>>(at)?.map(|text| meta::digest(&text)).transpose()
+    };
+    Ok(Row {
+        id: row.get(0)?,
+        kind: kind(row.get(1)?),
+        parent: row.get(2)?,
+        layer: digest(3)?,
+        own: row.get(4)?,
+        chain: digest(5)?,
+    })
+}
+
+pub(crate) fn row(txn: &Transaction<'_>, name: &str) -> Result<Option<Row>> {
+    let mut query = txn.prepare_cached(&format!("{ROW} WHERE name = ?1"))?;
+    Ok(query.query_row([name], columns).optional()?)
+}
+
+pub(crate) fn row_of(txn: &Transaction<'_>, id: i64) -> Result<Option<Row>> {
+    let mut query = txn.prepare_cached(&format!("{ROW} WHERE id = ?1"))?;
+    Ok(query.query_row([id], columns).optional()?)
 }
 
 fn must(txn: &Transaction<'_>, name: &str) -> Result<Row> {
     row(txn, name)?.map_or_else(|| fault(name, Fault::Absent), Ok)
 }
 
-fn committed(txn: &Transaction<'_>, name: &str) -> Result<i64> {
+pub(crate) fn committed(txn: &Transaction<'_>, name: &str) -> Result<Row> {
     let found = must(txn, name)?;
-    if found.kind == Kind::Committed {
-        Ok(found.id)
-    } else {
-        fault(name, Fault::ParentNotCommitted)
-    }
+    if found.kind == Kind::Committed { Ok(found) } else { fault(name, Fault::ParentNotCommitted) }
 }
 
 const INFO: &str = "SELECT s.name, p.name, s.kind, s.created, s.updated, s.labels \
@@ -147,17 +177,17 @@ fn info(row: &rusqlite::Row<'_>) -> rusqlite::Result<Snapshot> {
     })
 }
 
-fn now() -> i64 {
+pub(crate) fn now() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
 }
 
-fn json(labels: &BTreeMap<String, String>) -> String {
+pub(crate) fn json(labels: &BTreeMap<String, String>) -> String {
     serde_json::json!(labels).to_string()
 }
 
 impl Store {
-    fn snapshot_dir(&self, id: i64) -> PathBuf {
+    pub(crate) fn snapshot_dir(&self, id: i64) -> PathBuf {
         self.root.join("snapshots").join(id.to_string())
     }
 
@@ -179,6 +209,7 @@ impl Store {
                 return fault(name, Fault::Exists);
             }
             let parent = parent.map(|parent| committed(txn, parent)).transpose()?;
+            let parent = parent.map(|parent| parent.id);
             txn.execute(
                 "INSERT INTO snapshots (name, kind, parent, created, updated, labels) \
                  VALUES (?1, ?2, ?3, ?4, ?4, ?5)",
@@ -195,8 +226,10 @@ impl Store {
                 fs::create_dir_all(&path).at(&path, step)?;
             }
             let upper = dir.join("fs");
-            let below = parent.map(|parent| self.snapshot_dir(parent).join("fs"));
-            let like = below.map(|path| fs::metadata(&path).at(&path, step)).transpose()?;
+            let row = Row { id, kind, parent, layer: None, own: true, chain: None };
+            let stack = self.stack(txn, &row, labels.clone())?;
+            let below = stack.lowers.first();
+            let like = below.map(|path| fs::metadata(path).at(path, step)).transpose()?;
             let mode = like.as_ref().map_or(0o755, MetadataExt::mode);
             if let Some(like) = &like {
                 std::os::unix::fs::chown(&upper, Some(like.uid()), Some(like.gid()))
@@ -204,20 +237,29 @@ impl Store {
             }
             fs::set_permissions(&upper, fs::Permissions::from_mode(mode & 0o7777))
                 .at(&upper, step)?;
-            self.stack(txn, Row { id, kind, parent })
+            Ok(stack)
         })
     }
 
-    fn stack(&self, txn: &Transaction<'_>, row: Row) -> Result<Stack> {
+    fn stack(
+        &self,
+        txn: &Transaction<'_>,
+        row: &Row,
+        labels: BTreeMap<String, String>,
+    ) -> Result<Stack> {
+        let dir = self.snapshot_dir(row.id);
         let mut lowers = Vec::new();
+        lowers.extend(row.layer.is_some().then(|| dir.join(LAYER)));
         let mut next = row.parent;
         while let Some(id) = next {
-            lowers.push(self.snapshot_dir(id).join("fs"));
-            let sql = "SELECT parent FROM snapshots WHERE id = ?1";
-            next = txn.prepare_cached(sql)?.query_row([id], |row| row.get(0))?;
+            let Some(below) = row_of(txn, id)? else { break };
+            let dir = self.snapshot_dir(id);
+            lowers.extend(below.own.then(|| dir.join("fs")));
+            lowers.extend(below.layer.is_some().then(|| dir.join(LAYER)));
+            next = below.parent;
         }
-        let dir = self.snapshot_dir(row.id);
-        Ok(Stack { kind: row.kind, upper: dir.join("fs"), work: dir.join("work"), lowers })
+        let (upper, work) = (dir.join("fs"), dir.join("work"));
+        Ok(Stack { kind: row.kind, upper, work, lowers, labels })
     }
 
     /// The directories of a snapshot that is not committed.
@@ -230,7 +272,9 @@ impl Store {
             if row.kind == Kind::Committed {
                 return fault(name, Fault::Committed);
             }
-            self.stack(txn, row)
+            let mut query = txn.prepare_cached(&format!("{INFO} WHERE s.id = ?1"))?;
+            let labels = query.query_row([row.id], info)?.labels;
+            self.stack(txn, &row, labels)
         })
     }
 
@@ -257,14 +301,28 @@ impl Store {
                 return fault(active, Fault::NotActive);
             }
             let parent = match parent.map(|parent| committed(txn, parent)).transpose()? {
-                None => found.parent,
-                Some(parent) if found.parent.is_none_or(|known| known == parent) => Some(parent),
+                None => found.parent.map(|id| row_of(txn, id)).transpose()?.flatten(),
+                Some(parent) if found.parent.is_none_or(|known| known == parent.id) => Some(parent),
                 Some(_) => return fault(active, Fault::OtherParent),
             };
+            let upper = self.snapshot_dir(found.id).join("fs");
+            let own = found.layer.is_none() || !is_empty(&upper)?;
+            let chain = found.layer.filter(|_| !own).and_then(|layer| match &parent {
+                None => Some(layer),
+                Some(parent) => Some(on_chain(Some(parent.chain.as_ref()?), &layer)),
+            });
             txn.execute(
                 "UPDATE snapshots SET name = ?2, kind = 3, parent = ?3, created = ?4, updated = ?4, \
-                 labels = ?5 WHERE id = ?1",
-                params![found.id, name, parent, now(), json(labels)],
+                 labels = ?5, own = ?6, chain = ?7 WHERE id = ?1",
+                params![
+                    found.id,
+                    name,
+                    parent.map(|parent| parent.id),
+                    now(),
+                    json(labels),
+                    own,
+                    chain.map(|chain| chain.to_string())
+                ],
             )?;
             Ok(())
         })
@@ -336,7 +394,7 @@ impl Store {
 
     /// Bytes and inodes of a snapshot's own tree.
     ///
-    /// Cost: a walk; of a committed one the first time only.
+    /// Cost: a walk of what is not a layer; of a committed one the first time only.
     ///
     /// # Errors
     /// [`Error::Snapshot`]: absent; what can't be read.
@@ -350,15 +408,23 @@ impl Store {
             Ok((row, known))
         })?;
         if let Some((bytes, inodes)) = known {
-            return Ok((crate::meta::count(bytes), crate::meta::count(inodes)));
+            return Ok((meta::count(bytes), meta::count(inodes)));
         }
         let mut seen = std::collections::HashSet::new();
-        let used = usage(&self.snapshot_dir(row.id).join("fs"), &mut seen)?;
+        let mut used = (0, 0);
+        if row.own {
+            used = usage(&self.snapshot_dir(row.id).join("fs"), &mut seen)?;
+        }
+        if let Some(layer) = &row.layer
+            && let Some(layer) = self.meta.read(|txn| meta::layer(txn, layer))?
+        {
+            used = (used.0 + layer.bytes, used.1 + layer.entries);
+        }
         if row.kind == Kind::Committed {
             self.meta.write(|txn| {
                 txn.execute(
                     "UPDATE snapshots SET bytes = ?2, inodes = ?3 WHERE id = ?1",
-                    params![row.id, crate::meta::signed(used.0), crate::meta::signed(used.1)],
+                    params![row.id, meta::signed(used.0), meta::signed(used.1)],
                 )?;
                 Ok(())
             })?;
@@ -385,6 +451,10 @@ impl Store {
         }
         Ok(())
     }
+}
+
+pub(crate) fn is_empty(dir: &Path) -> Result<bool> {
+    Ok(fs::read_dir(dir).at(dir, "reading the snapshot")?.next().is_none())
 }
 
 fn usage(dir: &Path, seen: &mut std::collections::HashSet<u64>) -> Result<(u64, u64)> {

@@ -3,6 +3,7 @@
 
 mod layout;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use layout::{Layout, dir, file, tar};
 use rustix::process::{Signal, getpid, kill_process};
 use store::manifest::Descriptor;
+use store::snapshots::Kind;
 use store::source::{OciLayout, Quiet, SourceError};
 use store::{BlobSource, CommitOptions, PullOptions, Seam, Store};
 
@@ -58,7 +60,32 @@ fn live(root: &Path, layout: &Path, seam: Seam) -> store::Result<()> {
     store.remove_container("c1")?;
     store.remove("localhost/a:1")?;
     store.remove("localhost/c:1")?;
+    snapshots(&store, layout)?;
     store.collect().map(drop)
+}
+
+/// Snapshots of containerd's: one whose layer is unpacked for it, one on that whose layer is there.
+fn snapshots(store: &Store, layout: &Path) -> store::Result<()> {
+    let source = Far(OciLayout::dir(layout, Some("a")));
+    let manifest = source.manifest()?.0;
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).expect("a manifest");
+    let blob = |at: usize| -> Descriptor {
+        serde_json::from_value(manifest["layers"][at].clone()).expect("a blob")
+    };
+    let none = BTreeMap::new();
+    let stack = store.prepare_snapshot("x", None, Kind::Active, &none)?;
+    let (id, _) = store.snapshot_of(&stack.upper)?.expect("a snapshot");
+    let base = store.apply_to_snapshot(id, &source, &blob(0))?.expect("an empty snapshot");
+    store.commit_snapshot("x", "base", None, &none)?;
+    let stack = store.prepare_snapshot("y", Some("base"), Kind::Active, &none)?;
+    let (id, _) = store.snapshot_of(&stack.upper)?.expect("a snapshot");
+    let top = store.apply_to_snapshot(id, &source, &blob(1))?.expect("an empty snapshot");
+    store.remove_snapshot("y")?;
+    let chain = store::chain_id(&[base.diff_id, top.diff_id]).expect("a chain");
+    if store.adopt_snapshot("z", Some("base"), &chain, &none)? {
+        store.remove_snapshot("z")?;
+    }
+    store.prepare_snapshot("kept", Some("base"), Kind::Active, &none).map(drop)
 }
 
 /// What must hold after anything, as soon as the store is opened again.
@@ -84,12 +111,20 @@ fn sound(root: &Path, layout: &Path, when: &str) {
     for id in &containers {
         store.remove_container(id).expect(when);
     }
+    for snapshot in store.snapshots().expect(when).iter().rev() {
+        if snapshot.kind != Kind::Committed {
+            for lower in store.snapshot_stack(&snapshot.name).expect(when).lowers {
+                assert!(lower.is_dir(), "{when}: {:?} lacks {lower:?}", snapshot.name);
+            }
+        }
+        store.remove_snapshot(&snapshot.name).expect(when);
+    }
     store.collect().expect(when);
     let mut layers: Vec<String> =
         store.layers().expect(when).iter().map(|used| used.layer.diff_id.hex()).collect();
     layers.sort();
     assert_eq!(names("layers"), layers, "{when}");
-    for place in ["staging", "trash", "locks", "rw"] {
+    for place in ["staging", "trash", "locks", "rw", "snapshots"] {
         assert_eq!(names(place), [""; 0], "{when}: left in {place}");
     }
     // It goes on, also from blobs that came in part.

@@ -1,10 +1,15 @@
 //! The rules of snapshots, each with the fault that a breach of it has; and what a crash leaves.
 
+mod layout;
+
 use std::collections::BTreeMap;
 use std::fs;
 
+use layout::{Layout, dir, file, gzip, tar};
+use store::manifest::Descriptor;
 use store::snapshots::{Fault, Kind};
-use store::{Error, Store};
+use store::source::{OciLayout, Quiet};
+use store::{Digest, Error, PullOptions, Store, chain_id};
 
 fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
@@ -93,4 +98,157 @@ fn what_is_used_is_measured_and_what_has_no_row_goes() {
     assert_eq!(store.snapshots().unwrap().len(), 1);
     let again = store.prepare_snapshot("c", Some("b"), Kind::View, &labels(&[])).unwrap();
     assert!(again.lowers[0].join("file").exists());
+}
+
+/// A gzipped tar in `layout`, as a descriptor has it, and its diff ID.
+fn blob(layout: &Layout, tar: &[u8]) -> (Descriptor, Digest) {
+    let bytes = gzip(tar);
+    let descriptor = Descriptor {
+        media_type: store::manifest::media::OCI_LAYER_GZIP.to_owned(),
+        digest: layout.blob(&bytes),
+        size: bytes.len() as u64,
+        platform: None,
+        annotations: BTreeMap::new(),
+    };
+    (descriptor, Digest::of(tar))
+}
+
+#[test]
+fn a_blob_that_is_applied_is_a_layer_of_the_store_as_long_as_a_snapshot_has_it() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = Store::open(&temp.path().join("store")).unwrap();
+    let layout = Layout::new(&temp.path().join("oci"));
+    let none = labels(&[]);
+    let source = OciLayout::dir(&layout.dir, None);
+    let tars =
+        [tar(&[dir("etc/"), file("etc/a", "a")]), tar(&[file("etc/.wh.a", ""), file("b", "b")])];
+    let mut parent: Option<String> = None;
+    let mut chain = Vec::new();
+    for (at, tar) in tars.iter().enumerate() {
+        let (blob, diff_id) = blob(&layout, tar);
+        let key = format!("extract {at}");
+        let stack = store.prepare_snapshot(&key, parent.as_deref(), Kind::Active, &none).unwrap();
+        let (id, _) = store.snapshot_of(&stack.upper).unwrap().unwrap();
+        let applied = store.apply_to_snapshot(id, &source, &blob).unwrap().unwrap();
+        assert_eq!((applied.diff_id, applied.size), (diff_id, Some(tar.len() as u64)));
+        assert_eq!(store.apply_to_snapshot(id, &source, &blob).unwrap(), None, "it has a layer");
+        chain.push(diff_id);
+        let name = chain_id(&chain).unwrap().to_string();
+        store.commit_snapshot(&key, &name, parent.as_deref(), &none).unwrap();
+        parent = Some(name);
+    }
+    let view = store.prepare_snapshot("view", parent.as_deref(), Kind::View, &none).unwrap();
+    assert_eq!(view.lowers.len(), 2, "{view:?}");
+    assert!(view.lowers[0].join("b").is_file() && view.lowers[1].join("etc/a").is_file());
+    assert!(view.lowers.iter().all(|lower| lower.ends_with("layer")), "names are short: {view:?}");
+    let (bytes, inodes) = store.snapshot_usage(parent.as_deref().unwrap()).unwrap();
+    assert_eq!((bytes, inodes), (1, 2), "the layer's data and names");
+    assert_eq!(store.collect().unwrap().layers, 0, "snapshots have them");
+    // The same chain for another: nothing is unpacked.
+    let other = labels(&[("containerd.io/snapshot.ref", "x")]);
+    let top = chain_id(&chain).unwrap();
+    assert!(store.adopt_snapshot("known base", None, &chain[0], &other).unwrap());
+    assert!(store.adopt_snapshot("known top", Some("known base"), &top, &other).unwrap());
+    assert!(store.adopt_snapshot("once more", Some("known base"), &top, &other).unwrap());
+    assert_eq!(fault(store.snapshot("once more")), Fault::Absent, "one is enough");
+    assert!(!store.adopt_snapshot("no", None, &top, &other).unwrap(), "a chain is no base");
+    assert!(!store.adopt_snapshot("no", Some("known base"), &chain[0], &other).unwrap());
+    let info = store.snapshot("known top").unwrap();
+    assert_eq!((info.kind, info.parent.as_deref()), (Kind::Committed, Some("known base")));
+    // What changed beside a layer counts as well.
+    let stack = store.prepare_snapshot("both", Some("known top"), Kind::Active, &none).unwrap();
+    let (more, _) = blob(&layout, &tar(&[file("c", "c")]));
+    let (id, _) = store.snapshot_of(&stack.upper).unwrap().unwrap();
+    fs::write(stack.upper.join("own"), "o").unwrap();
+    assert_eq!(store.apply_to_snapshot(id, &source, &more).unwrap(), None, "it is not empty");
+    fs::remove_file(stack.upper.join("own")).unwrap();
+    store.apply_to_snapshot(id, &source, &more).unwrap().unwrap();
+    fs::write(stack.upper.join("own"), "o").unwrap();
+    store.commit_snapshot("both", "both kept", None, &none).unwrap();
+    let stack = store.prepare_snapshot("on both", Some("both kept"), Kind::View, &none).unwrap();
+    assert_eq!(stack.lowers.len(), 4);
+    assert!(stack.lowers[0].join("own").exists() && stack.lowers[1].join("c").exists());
+    for name in
+        ["on both", "both kept", "view", "known top", "known base", parent.as_deref().unwrap()]
+    {
+        store.remove_snapshot(name).unwrap();
+    }
+    store.remove_snapshot(&chain[0].to_string()).unwrap();
+    assert_eq!(store.collect().unwrap().layers, 3, "nobody has them");
+    for place in ["layers", "snapshots", "trash", "staging", "locks"] {
+        assert_eq!(fs::read_dir(store.root().join(place)).unwrap().count(), 0, "{place}");
+    }
+}
+
+#[test]
+fn an_image_that_was_pulled_is_known_to_snapshots_and_the_reverse() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = Store::open(&temp.path().join("store")).unwrap();
+    let mut layout = Layout::new(&temp.path().join("oci"));
+    let tars = [tar(&[file("a", "a")]), tar(&[file("b", "b")])];
+    layout.image("one", &tars);
+    let source = OciLayout::dir(&layout.dir, Some("one"));
+    store.pull(&source, Some("localhost/one:1"), &Quiet, &PullOptions::default()).unwrap();
+    let ids = tars.each_ref().map(|tar| Digest::of(tar));
+    let none = labels(&[]);
+    assert!(store.adopt_snapshot("base", None, &ids[0], &none).unwrap());
+    assert!(store.adopt_snapshot("top", Some("base"), &chain_id(&ids).unwrap(), &none).unwrap());
+    // A blob that the image has is not unpacked again, also on another chain.
+    let (blob, diff_id) = blob(&layout, &tars[1]);
+    let stack = store.prepare_snapshot("alone", None, Kind::Active, &none).unwrap();
+    let (id, _) = store.snapshot_of(&stack.upper).unwrap().unwrap();
+    let applied = store.apply_to_snapshot(id, &source, &blob).unwrap().unwrap();
+    assert_eq!((applied.diff_id, applied.size), (diff_id, None));
+    // The image goes, the snapshots stay; then a pull has nothing to fetch.
+    assert!(store.remove("localhost/one:1").unwrap());
+    assert_eq!(store.layers().unwrap().len(), 2);
+    fs::remove_file(layout.path(&blob.digest)).unwrap();
+    store.pull(&source, Some("localhost/one:1"), &Quiet, &PullOptions::default()).unwrap();
+    assert!(store.check(false).unwrap().findings.is_empty());
+}
+
+#[test]
+fn a_layer_that_is_not_what_it_says_leaves_the_snapshot_as_it_was() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = Store::open(&temp.path().join("store")).unwrap();
+    let layout = Layout::new(&temp.path().join("oci"));
+    let source = OciLayout::dir(&layout.dir, None);
+    let (mut blob, _) = blob(&layout, &tar(&[file("a", "a")]));
+    fs::write(layout.path(&blob.digest), gzip(&tar(&[file("a", "other")]))).unwrap();
+    blob.size = fs::metadata(layout.path(&blob.digest)).unwrap().len();
+    let stack = store.prepare_snapshot("x", None, Kind::Active, &labels(&[])).unwrap();
+    let (id, _) = store.snapshot_of(&stack.upper).unwrap().unwrap();
+    let error = store.apply_to_snapshot(id, &source, &blob).unwrap_err();
+    assert!(matches!(error, Error::Mismatch { .. }), "{error}");
+    assert_eq!(store.snapshot_stack("x").unwrap().lowers.len(), 0);
+    assert!(store.layers().unwrap().is_empty());
+    for place in ["layers", "staging", "locks", "partial"] {
+        assert_eq!(fs::read_dir(store.root().join(place)).unwrap().count(), 0, "{place}");
+    }
+    for foreign in ["/tmp", "/tmp/1/fs", "snapshots/1/fs"] {
+        assert_eq!(store.snapshot_of(foreign.as_ref()).unwrap(), None, "{foreign}");
+    }
+}
+
+#[test]
+fn a_store_of_the_format_before_is_changed_to_this_one() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = temp.path().join("store");
+    drop(Store::open(&root).unwrap());
+    let db = rusqlite::Connection::open(root.join("db.sqlite")).unwrap();
+    db.execute_batch(
+        "DROP INDEX snapshots_by_layer; DROP INDEX snapshots_by_chain; DROP TABLE blobs;
+         ALTER TABLE snapshots DROP COLUMN diff_id; ALTER TABLE snapshots DROP COLUMN own;
+         ALTER TABLE snapshots DROP COLUMN chain;
+         INSERT INTO snapshots (name, kind, created, updated, labels) VALUES ('old', 3, 0, 0, '{}');
+         PRAGMA user_version = 3",
+    )
+    .unwrap();
+    drop(db);
+    fs::create_dir_all(root.join("snapshots/1/fs")).unwrap();
+    let store = Store::open(&root).unwrap();
+    let stack = store.prepare_snapshot("new", Some("old"), Kind::Active, &labels(&[])).unwrap();
+    assert!(stack.lowers[0].ends_with("snapshots/1/fs"));
+    drop(store);
+    Store::open(&root).unwrap();
 }

@@ -11,6 +11,7 @@ pub mod cut;
 pub mod detached;
 pub mod error;
 pub mod handle;
+pub mod inherited;
 pub mod memory;
 pub mod namespace;
 pub mod privilege;

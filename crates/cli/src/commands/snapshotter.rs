@@ -4,22 +4,32 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use tokio::net::{UnixListener, UnixStream};
+use snapshotter::Containerd;
+use snapshotter::metrics::Metrics;
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::context::Context;
 
-/// Serve as a snapshotter of containerd, until told to end
+/// Serve as a snapshotter and differ of containerd, until told to end
 ///
-/// In containerd's configuration:
+/// In containerd's configuration (strata install containerd writes it):
 ///
 ///   [proxy_plugins.strata]
 ///     type = "snapshot"
 ///     address = "/run/strata/snapshotter.sock"
+///   [proxy_plugins.strata-diff]
+///     type = "diff"
+///     address = "/run/strata/snapshotter.sock"
+///   [plugins."io.containerd.service.v1.diff-service"]
+///     default = ["strata-diff", "walking"]
 ///
 /// Then `ctr images pull --snapshotter strata …`. Containers that run are not disturbed when this ends or starts anew.
+/// Snapshots with the label containerd.io/snapshot/strata.io/size=2G (or inodes=100K, or partial-copy-up=true) are
+/// mounted by Strata's union, all others by the kernel's overlayfs.
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
@@ -28,13 +38,53 @@ pub struct Args {
     /// The socket on which containerd calls
     #[arg(long, default_value = "/run/strata/snapshotter.sock")]
     address: PathBuf,
+    /// The socket of containerd
+    #[arg(long, default_value = "/run/containerd/containerd.sock", value_name = "SOCKET")]
+    containerd: PathBuf,
+    /// The directory of containerd's content store; what is not there is asked for over its socket
+    #[arg(
+        long,
+        default_value = "/var/lib/containerd/io.containerd.content.v1.content",
+        value_name = "DIR"
+    )]
+    content: PathBuf,
+    /// Where Prometheus may ask for metrics, under /metrics: HOST:PORT, or the path of a socket
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<String>,
+    /// What is logged, on standard error: error, warn, info, debug, or as RUST_LOG has it
+    #[arg(long, default_value = "info", value_name = "LEVEL")]
+    log: String,
+    /// Log lines as JSON
+    #[arg(long)]
+    log_json: bool,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&args.log)
+        .with_context(|| format!("--log {:?} is no level", args.log))?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false);
+    if args.log_json {
+        log.json().init();
+    } else {
+        log.init();
+    }
     let store = Arc::new(args.context.store()?);
+    let engine = Containerd { address: args.containerd.clone(), content: args.content.clone() };
+    let counters = Arc::new(Metrics::default());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let socket = listen(&args.address).await?;
+        let inherited = inherited()?;
+        let ours = inherited.is_none();
+        let socket = match inherited {
+            Some(socket) => socket,
+            None => listen(&args.address).await?,
+        };
+        if let Some(at) = &args.metrics {
+            show_metrics(at, Arc::clone(&counters)).await?;
+        }
         let (mut term, mut int) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let stop = async move {
@@ -44,10 +94,65 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             }
         };
         tracing::info!(address = %args.address.display(), "serving");
-        snapshotter::serve(store, socket, stop).await.context("the snapshotter can't serve")?;
-        std::fs::remove_file(&args.address).context("the socket can't be removed")?;
+        snapshotter::serve(store, &engine, counters, socket, stop)
+            .await
+            .context("the snapshotter can't serve")?;
+        if ours {
+            std::fs::remove_file(&args.address).context("the socket can't be removed")?;
+        }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// The socket that systemd has opened for us, by its protocol of socket activation.
+fn inherited() -> anyhow::Result<Option<UnixListener>> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let pid = variable("LISTEN_PID").and_then(|pid| pid.parse::<u32>().ok());
+    if pid != Some(std::process::id()) {
+        return Ok(None);
+    }
+    match variable("LISTEN_FDS").as_deref() {
+        Some("1") => {}
+        count => bail!("systemd gives {count:?} sockets, and one is served"),
+    }
+    // The first one is descriptor 3.
+    let socket = sys::inherited::descriptor(3).context("systemd's socket is no good")?;
+    let socket = std::os::unix::net::UnixListener::from(socket);
+    socket.set_nonblocking(true)?;
+    Ok(Some(UnixListener::from_std(socket)?))
+}
+
+/// Serves metrics on a port or a socket, from now on.
+async fn show_metrics(at: &str, counters: Arc<Metrics>) -> anyhow::Result<()> {
+    let failed = || format!("metrics can't be served on {at}");
+    if at.contains('/') {
+        let socket = listen(Path::new(at)).await.with_context(failed)?;
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = socket.accept().await {
+                answer(stream, Arc::clone(&counters));
+            }
+        });
+    } else {
+        let port = TcpListener::bind(at).await.with_context(failed)?;
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = port.accept().await {
+                answer(stream, Arc::clone(&counters));
+            }
+        });
+    }
+    Ok(())
+}
+
+fn answer(
+    stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    counters: Arc<Metrics>,
+) {
+    tokio::spawn(async move {
+        let asked = tokio::time::timeout(Duration::from_secs(10), counters.answer(stream)).await;
+        if !matches!(asked, Ok(Ok(()))) {
+            tracing::debug!(?asked, "who asked for metrics has gone");
+        }
+    });
 }
 
 /// Binds the socket, in place of one that nobody listens on any more.
