@@ -177,7 +177,10 @@ says two ctr snapshots --snapshotter strata ls || { cat "$D/err" "$D/snapshotter
 says two ctr snapshots --snapshotter strata usage two || fail "no usage"
 says more ctr task exec --exec-id third two cat /more || fail "the container lost what it wrote"
 # What changed, as a blob of containerd's.
-for pair in two:kept small:on; do
+pairs=two:kept
+# containerd's own differ mounts the layers once more, which the union refuses while they are in use.
+[ -z "$differ" ] || pairs="two:kept small:on"
+for pair in $pairs; do
   ctr snapshots --snapshotter strata diff --keep "${pair%:*}" >"$D/diff.tar.gz" || fail "no diff of ${pair%:*}"
   tar -tzf "$D/diff.tar.gz" >"$D/names"
   grep -qx "${pair#*:}" "$D/names" || { cat "$D/names"; fail "the diff of ${pair%:*} lacks ${pair#*:}"; }
