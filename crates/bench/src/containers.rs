@@ -32,6 +32,10 @@ impl Figure {
         sorted.sort_by(f64::total_cmp);
         sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
     }
+
+    fn best(&self) -> f64 {
+        self.milliseconds.iter().copied().fold(f64::NAN, f64::min)
+    }
 }
 
 const LAYERS: [usize; 2] = [2, 121];
@@ -87,10 +91,11 @@ impl Keeper {
     fn round(&self, round: usize, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
         for layers in LAYERS {
             let image = self.image(layers);
-            let name = |what: &str| format!("{what}-{layers}-{round}");
+            let own = self.name.replace(' ', "-");
+            let name = |what: &str| format!("{what}-{own}-{layers}-{round}");
             let (made, changed) = (name("made"), name("changed"));
             self.does(&self.with("run", &["--name", &changed, &image, TOUCH, "/changed"]))?;
-            let committed = format!("localhost/committed:{layers}-{round}");
+            let committed = format!("localhost/committed:{own}-{layers}-{round}");
             let create = self.with("create", &["--name", &made, &image, TRUE]);
             let run = self.with("run", &["--rm", &image, TRUE]);
             let steps: [(&str, &[&str]); 4] = [
@@ -164,15 +169,22 @@ pub fn measure(strata: &Path, rounds: usize) -> anyhow::Result<Vec<Figure>> {
         flags: &[],
         store: disk.at("store"),
     };
+    let fuse = Keeper {
+        name: "strata fuse",
+        program: strata.to_owned(),
+        before: Vec::new(),
+        flags: &["--backend=fuse"],
+        store: disk.at("store"),
+    };
     images(&disk).context("making the images")?;
-    let mut keepers = vec![own];
+    let mut keepers = vec![own, fuse];
     keepers.extend(podman(&disk)?);
     for layers in LAYERS {
         let archive = disk.at("image.tar");
         let archive = archive.to_str().context("a path that is no text")?;
         let image = keepers[0].image(layers);
         keepers[0].does(&["save", "--format", "docker-archive", "-o", archive, &image])?;
-        for peer in &keepers[1..] {
+        for peer in &keepers[2..] {
             peer.does(&["load", "--quiet", "--input", archive])?;
         }
         fs::remove_file(archive)?;
@@ -184,7 +196,7 @@ pub fn measure(strata: &Path, rounds: usize) -> anyhow::Result<Vec<Figure>> {
             keepers[(turn + round) % keepers.len()].round(round, &mut figures)?;
         }
     }
-    for peer in &keepers[1..] {
+    for peer in &keepers[2..] {
         peer.does(&["rm", "--all", "--force"])?;
     }
     Ok(figures)
@@ -224,7 +236,7 @@ fn images(disk: &Disk) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A line for each step and image: medians of each subject, in milliseconds.
+/// A line for each step and image: of each subject the median and the best, in milliseconds.
 pub fn table(figures: &[Figure]) -> String {
     let mut subjects: Vec<&str> = Vec::new();
     let mut lines: Vec<(&str, usize)> = Vec::new();
@@ -239,14 +251,17 @@ pub fn table(figures: &[Figure]) -> String {
     }
     let mut text = format!("{:<16}{:>8}", "milliseconds", "layers");
     for subject in &subjects {
-        text += &format!("{subject:>10}");
+        text += &format!("{subject:>16}");
     }
     for (step, layers) in lines {
         text += &format!("\n{step:<16}{layers:>8}");
         for subject in &subjects {
             let of = |f: &&Figure| f.step == step && f.layers == layers && f.subject == *subject;
-            let median = figures.iter().find(of).map_or(f64::NAN, Figure::median);
-            text += &format!("{median:>10.1}");
+            let (median, best) = figures
+                .iter()
+                .find(of)
+                .map_or((f64::NAN, f64::NAN), |figure| (figure.median(), figure.best()));
+            text += &format!("{median:>9.1} ({best:>4.1})");
         }
     }
     text + "\n"

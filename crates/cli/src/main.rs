@@ -11,7 +11,13 @@ use clap::Parser;
 
 /// Layered file storage for containers.
 #[derive(Debug, Parser)]
-#[command(name = "strata", version, about, arg_required_else_help = true)]
+#[command(
+    name = "strata",
+    version,
+    about,
+    arg_required_else_help = true,
+    args_override_self = true
+)]
 enum Strata {
     Pull(commands::pull::Args),
     Images(commands::images::Args),

@@ -8,6 +8,7 @@ use rusqlite::{OptionalExtension, Transaction, params};
 
 use crate::error::{At, Error, Result};
 use crate::id::Digest;
+use crate::images::near;
 use crate::meta;
 use crate::store::{Store, container_lock};
 
@@ -129,7 +130,10 @@ impl Store {
                     return Ok(only.clone());
                 }
             }
-            Err(Error::NoContainer { name: name.to_owned() })
+            let mut query = txn.prepare_cached("SELECT name FROM containers")?;
+            let names = query.query_map([], |row| row.get::<_, String>(0))?;
+            let names: Vec<String> = names.collect::<rusqlite::Result<_>>()?;
+            Err(Error::NoContainer { name: name.to_owned(), near: near(name, names) })
         })
     }
 
@@ -141,7 +145,7 @@ impl Store {
         self.meta.write(|txn| {
             let sql = "UPDATE containers SET state = ?2 WHERE id = ?1";
             match txn.execute(sql, params![id, state])? {
-                0 => Err(Error::NoContainer { name: id.to_owned() }),
+                0 => Err(no_container(id)),
                 _ => Ok(()),
             }
         })
@@ -160,7 +164,7 @@ impl Store {
                 return Err(Error::NameTaken { name: name.to_owned() });
             }
             match txn.execute("UPDATE containers SET name = ?2 WHERE id = ?1", params![id, name])? {
-                0 => Err(Error::NoContainer { name: id.to_owned() }),
+                0 => Err(no_container(id)),
                 _ => Ok(()),
             }
         })
@@ -173,10 +177,15 @@ impl Store {
     pub fn remove_container(&self, id: &str) -> Result<()> {
         self.meta.write(|txn| {
             match txn.execute("DELETE FROM containers WHERE id = ?1", [id])? {
-                0 => Err(Error::NoContainer { name: id.to_owned() }),
+                0 => Err(no_container(id)),
                 _ => Ok(()),
             }
         })?;
         self.discard(&self.writable_dir(id))
     }
+}
+
+/// For an id, which nobody types.
+fn no_container(id: &str) -> Error {
+    Error::NoContainer { name: id.to_owned(), near: Vec::new() }
 }

@@ -119,10 +119,12 @@ pub enum Error {
         name: String,
     },
     /// No such container.
-    #[error("there is no container {name:?}")]
+    #[error("there is no container {name:?}{}", suggestion(.near))]
     NoContainer {
         /// What was asked for.
         name: String,
+        /// Names that differ by little.
+        near: Vec<String>,
     },
     /// Work that nobody wants any more, since other work for the same failed: never told alone.
     #[error("stopped")]

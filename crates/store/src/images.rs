@@ -151,7 +151,7 @@ fn find(txn: &Transaction<'_>, name: &str) -> Result<Digest> {
 }
 
 /// Up to three names that differ from one by little.
-fn near(name: &str, names: Vec<String>) -> Vec<String> {
+pub(crate) fn near(name: &str, names: Vec<String>) -> Vec<String> {
     let short = |full: &str| {
         let short = full.strip_prefix("docker.io/library/").unwrap_or(full);
         short.strip_suffix(":latest").unwrap_or(short).to_owned()
