@@ -114,6 +114,15 @@ fn a_base_that_changed_meanwhile_is_left_alone() {
         assert_eq!(scene.read(meanwhile).as_deref(), Some("mine"));
         assert!(!scene.at("new").exists());
     }
+    for meanwhile in ["edited", "gone"] {
+        let scene = Scene::new();
+        let id = scene.keep(SCRIPT);
+        fs::remove_file(scene.at(meanwhile)).expect("removed");
+        let output = scene.run(&["--of", &id, "--apply"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("nothing was applied") && said.contains(meanwhile), "{said}");
+        assert!(!scene.at(meanwhile).exists() && !scene.at("new").exists());
+    }
     // The same for an undo: what somebody did to an applied file is not lost.
     let scene = Scene::new();
     let id = scene.keep(SCRIPT);
@@ -131,7 +140,9 @@ fn the_whole_machine_is_the_base_unless_another_is_given() {
     }
     let scene = Scene::new();
     let new = format!("/etc/strata-try-{}", std::process::id());
-    let script = format!("echo out; echo x > {new}; rm edited; test $$ -lt 10; exit 7");
+    let shared = format!("/dev/shm/strata-try-{}", std::process::id());
+    let script =
+        format!("echo out; echo x > {new}; echo y > {shared}; rm edited; test $$ -lt 10; exit 7");
     let output = scene.run(&["--discard", "--", "sh", "-c", &script]);
     assert_eq!(output.status.code(), Some(7), "the command's own status");
     assert_eq!(output.stdout, b"out\n");
@@ -139,6 +150,7 @@ fn the_whole_machine_is_the_base_unless_another_is_given() {
     assert!(said.contains(&format!("A {new}  +2 B")), "{said}");
     assert!(said.contains(&format!("D {}", scene.at("edited").display())), "{said}");
     assert!(!Path::new(&new).exists() && scene.at("edited").exists());
+    assert!(!Path::new(&shared).exists(), "shared memory is written too");
     let missing = scene.run(&["--", "no-such-command"]);
     assert_eq!(missing.status.code(), Some(127));
     let unknown = scene.run(&["--of", "nonesuch"]);

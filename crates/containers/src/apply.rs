@@ -95,6 +95,12 @@ impl Attempt {
                 changed.push(change.path.clone());
             }
         }
+        // What somebody has removed meanwhile would come back, or be no change at all.
+        let replaces = |path: &Path| {
+            let found = changes.binary_search_by(|change| change.path.as_path().cmp(path));
+            found.is_ok_and(|at| changes[at].old.is_some())
+        };
+        changed.extend(self.replaced()?.into_iter().filter(|path| !replaces(path)));
         if changed.is_empty() { Ok(()) } else { Err(Error::Changed { paths: changed }) }
     }
 

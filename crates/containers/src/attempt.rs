@@ -5,6 +5,7 @@
 //!
 //! This is no sandbox: the command has the caller's network and devices, and what it asks of other processes is done.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,9 @@ use crate::{Error, Result, tree};
 
 /// The subcommand under which a program that embeds this calls [`contain`].
 pub const CONTAIN: &str = "__try";
+
+/// In an attempt's directory: which paths of the base it replaces.
+const REPLACED: &str = "replaced.json";
 
 /// Seconds and nanoseconds since 1970, as files have them.
 pub type Instant = (i64, i64);
@@ -207,13 +211,34 @@ impl Attempt {
         changes::list(&[self.upper()], std::slice::from_ref(&self.record.base), self.namespace())
     }
 
-    /// Says that the command has ended and its changes are kept.
+    /// Says that the command has ended and `changes`, which it has made, are kept.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn keep(&mut self) -> Result<()> {
+    pub fn keep(&mut self, changes: &[Changed]) -> Result<()> {
+        let replaced: Vec<&OsStr> = changes
+            .iter()
+            .filter(|changed| changed.old.is_some())
+            .map(|changed| changed.path.as_os_str())
+            .collect();
+        let path = self.dir.join(REPLACED);
+        let text = serde_json::to_vec(&replaced).map_err(|e| Error::io("write", &path, e))?;
+        fs::write(&path, text).map_err(|e| Error::io("write", &path, e))?;
         self.record.state = State::Kept;
         self.save()
+    }
+
+    /// What was in the base when the command ended, and is changed or deleted by it; nothing where it was cut off.
+    pub(crate) fn replaced(&self) -> Result<Vec<PathBuf>> {
+        let path = self.dir.join(REPLACED);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(Error::io("read", &path, e)),
+        };
+        let names: Vec<OsString> = serde_json::from_slice(&text)
+            .map_err(|e| Error::Damaged { path, why: e.to_string() })?;
+        Ok(names.into_iter().map(PathBuf::from).collect())
     }
 
     /// Removes it with all that was written.

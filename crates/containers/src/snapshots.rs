@@ -7,23 +7,32 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use store::Store;
 
-use crate::container::{Container, Snapshot, check_name, seconds};
+use crate::container::{Container, Snapshot, Status, check_name, seconds};
 use crate::{Error, Result, tree};
 
 /// Where a writable layer lies that a rollback takes away, and behind it the snapshot that it stood on.
 const ASIDE: &str = "aside";
 
+/// Where the writable layer of a container that runs is copied to, before it is a snapshot.
+pub(crate) const COPYING: &str = "copying";
+
 impl Container {
-    /// Freezes its writable layer as the snapshot `name`, and goes on with an empty one on top: two renames.
+    /// Freezes its writable layer as the snapshot `name`, and goes on with an empty one on top: two renames. Of one that
+    /// runs, a copy is frozen, while its processes stand still.
     ///
     /// # Errors
-    /// [`Error::State`] where it runs, or has such a snapshot.
+    /// [`Error::State`] where it is mounted, or has such a snapshot.
     pub fn snapshot(&mut self, store: &Store, name: &str) -> Result<()> {
         check_name(name)?;
+        if self.status()? == Status::Running {
+            return self.snapshot_running(store, name);
+        }
         let _lock = self.lock_stopped()?;
-        self.mend(store)?;
+        let _alone = self.settled(store)?;
         if self.config.snapshots.iter().any(|snapshot| snapshot.name == name) {
             let (state, advice) = ("has a snapshot of this name", "choose another one");
             return Err(Error::State { name: self.name.clone(), state, advice });
@@ -45,7 +54,7 @@ impl Container {
     /// [`Error::Unknown`]; [`Error::State`] where it runs.
     pub fn roll_back(&mut self, store: &Store, name: &str) -> Result<()> {
         let _lock = self.lock_stopped()?;
-        self.mend(store)?;
+        let _alone = self.settled(store)?;
         if !self.config.snapshots.iter().any(|snapshot| snapshot.name == name) {
             let names: Vec<_> = self.config.snapshots.iter().map(|s| s.name.as_str()).collect();
             let near = match names.as_slice() {
@@ -78,7 +87,10 @@ impl Container {
         }
         let upper = self.upper();
         if upper.exists() && self.dir.join("merged").exists() {
-            return Ok(());
+            return match self.lock_snapshots(false)? {
+                Some(_alone) => self.clear_copies(),
+                None => Ok(()),
+            };
         }
         if !upper.exists() {
             // Frozen, or moved away, and no row says so: it comes back.
@@ -92,6 +104,38 @@ impl Container {
         }
         let image = store.image(&self.image.to_string())?;
         self.furnish(&store.lower_dirs(&image))
+    }
+
+    /// Held by who makes or removes snapshots; none where it is not to be `waited` for.
+    pub(crate) fn lock_snapshots(&self, waited: bool) -> Result<Option<fs::File>> {
+        let snaps = self.dir.join("snaps");
+        let file = fs::File::open(&snaps).map_err(|e| Error::io("open", &snaps, e))?;
+        let how = match waited {
+            true => FlockOperation::LockExclusive,
+            false => FlockOperation::NonBlockingLockExclusive,
+        };
+        match flock(&file, how) {
+            Ok(()) => Ok(Some(file)),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(e) => Err(Error::io("lock", &snaps, e)),
+        }
+    }
+
+    /// What was copied while it ran, and no row says so; or copied in part.
+    fn clear_copies(&self) -> Result<()> {
+        if let Some(copy) = self.unknown_snapshot()? {
+            tree::remove_path(&copy)?;
+        }
+        tree::remove_path(&self.dir.join(COPYING))
+    }
+
+    /// With the locks of a container that does not run, what is known of it and nobody else changes.
+    fn settled(&mut self, store: &Store) -> Result<Option<fs::File>> {
+        self.mend(store)?;
+        let alone = self.lock_snapshots(true)?;
+        self.clear_copies()?;
+        self.config = Self::find(store, &self.id)?.config;
+        Ok(alone)
     }
 
     /// [`Container::mend`] where it does not run, for who wants to look at its layers.

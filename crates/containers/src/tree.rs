@@ -2,6 +2,7 @@
 //!
 //! Everything is named by a directory and a name in it, so that no link on the way is followed.
 
+use std::collections::HashMap;
 use std::ffi::{CStr, OsStr};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -58,7 +59,60 @@ pub fn kind(stat: &Stat) -> FileType {
 /// # Errors
 /// [`Error::Io`] with the path that failed; what was made until then stays.
 pub fn copy(from: At<'_>, to: At<'_>, deep: bool) -> Result<()> {
+    copy_all(from, to, deep, None)
+}
+
+/// Copies the layer `from` to the new path `to`: with its marks, and hard links stay one file.
+///
+/// # Errors
+/// As [`copy`].
+pub(crate) fn twin(from: &Path, to: &Path) -> Result<()> {
+    let above = |path: &Path| root(path.parent().unwrap_or(Path::new("/")));
+    let (source, target) = (above(from)?, above(to)?);
+    let at = |dir, path| At { dir, name: Path::file_name(path).unwrap_or_default(), shown: path };
+    let mut links = Links { root: &target, shown: to, known: HashMap::new() };
+    copy_all(at(source.as_fd(), from), at(target.as_fd(), to), true, Some(&mut links))
+}
+
+/// Files with several names, under the first of them that was copied.
+struct Links<'a> {
+    root: &'a OwnedFd,
+    /// What lies in there under its own name, for messages as for links.
+    shown: &'a Path,
+    known: HashMap<(u64, u64), PathBuf>,
+}
+
+impl Links<'_> {
+    /// Whether `to` is now one more name of a file that was copied before.
+    fn linked(&mut self, stat: &Stat, to: At<'_>) -> Result<bool> {
+        if stat.st_nlink < 2 || kind(stat) == FileType::Directory {
+            return Ok(false);
+        }
+        let above = self.shown.parent().unwrap_or(Path::new("/"));
+        let name = to.shown.strip_prefix(above).unwrap_or(to.shown);
+        match self.known.get(&(stat.st_dev, stat.st_ino)) {
+            Some(first) => {
+                rustix::fs::linkat(self.root, first, to.dir, to.name, AtFlags::empty())
+                    .map_err(to.fail("link"))?;
+                Ok(true)
+            }
+            None => {
+                self.known.insert((stat.st_dev, stat.st_ino), name.to_owned());
+                Ok(false)
+            }
+        }
+    }
+}
+
+/// With `links` all of a layer, its marks too.
+fn copy_all(from: At<'_>, to: At<'_>, deep: bool, mut links: Option<&mut Links<'_>>) -> Result<()> {
+    let marks = links.is_some();
     let stat = from.stat()?.ok_or_else(|| from.fail("copy")(Errno::NOENT))?;
+    if let Some(links) = links.as_deref_mut()
+        && links.linked(&stat, to)?
+    {
+        return Ok(());
+    }
     match kind(&stat) {
         FileType::Directory => {
             let mode = Mode::RWXU;
@@ -68,14 +122,15 @@ pub fn copy(from: At<'_>, to: At<'_>, deep: bool) -> Result<()> {
             if deep {
                 for name in names(&source, from.shown)? {
                     let (below, above) = (from.shown.join(&name), to.shown.join(&name));
-                    copy(
+                    copy_all(
                         At { dir: source.as_fd(), name: &name, shown: &below },
                         At { dir: target.as_fd(), name: &name, shown: &above },
                         true,
+                        links.as_deref_mut(),
                     )?;
                 }
             }
-            dress(&source, &target, &stat, to)
+            dress(&source, &target, &stat, to, marks)
         }
         FileType::RegularFile => {
             let source = open(from, OFlags::RDONLY)?;
@@ -83,7 +138,7 @@ pub fn copy(from: At<'_>, to: At<'_>, deep: bool) -> Result<()> {
             let target = rustix::fs::openat(to.dir, to.name, flags, Mode::RUSR | Mode::WUSR)
                 .map_err(to.fail("make"))?;
             sys::copy::data(&source, &target).map_err(|e| to.fail("copy to")(e.source))?;
-            dress(&source, &target, &stat, to)
+            dress(&source, &target, &stat, to, marks)
         }
         FileType::Symlink => {
             let target = rustix::fs::readlinkat(from.dir, from.name, Vec::new())
@@ -112,7 +167,7 @@ pub fn dress_directory(from: At<'_>, to: At<'_>) -> Result<()> {
     let source = open(from, OFlags::RDONLY | OFlags::DIRECTORY)?;
     let target = open(to, OFlags::RDONLY | OFlags::DIRECTORY)?;
     let stat = rustix::fs::fstat(&source).map_err(from.fail("look at"))?;
-    dress(&source, &target, &stat, to)
+    dress(&source, &target, &stat, to, false)
 }
 
 /// Gives the directory `name` in `parent` what [`dress_directory`] gives, from the directory `from`.
@@ -226,15 +281,19 @@ fn times(stat: &Stat, to: At<'_>) -> Result<()> {
 }
 
 /// Owner first, since it clears set-user-ID and capabilities; times last, since all else changes them.
-fn dress(source: &OwnedFd, target: &OwnedFd, stat: &Stat, to: At<'_>) -> Result<()> {
+fn dress(source: &OwnedFd, target: &OwnedFd, stat: &Stat, to: At<'_>, marks: bool) -> Result<()> {
     own(stat, to)?;
-    attributes(source, target).map_err(to.fail("set the attributes of"))?;
+    attributes(source, target, marks).map_err(to.fail("set the attributes of"))?;
     rustix::fs::fchmod(target, Mode::from_raw_mode(stat.st_mode))
         .map_err(to.fail("set the mode of"))?;
     rustix::fs::futimens(target, &stamps(stat)).map_err(to.fail("set the times of"))
 }
 
-fn attributes(source: &OwnedFd, target: &OwnedFd) -> std::result::Result<(), Errno> {
+fn attributes(
+    source: &OwnedFd,
+    target: &OwnedFd,
+    with_marks: bool,
+) -> std::result::Result<(), Errno> {
     let mut list = vec![0; 64 << 10];
     let len = match rustix::fs::flistxattr(source, &mut list[..]) {
         Ok(len) => len,
@@ -243,7 +302,7 @@ fn attributes(source: &OwnedFd, target: &OwnedFd) -> std::result::Result<(), Err
     };
     for name in list[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
         let marks: [&[u8]; 3] = [b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs."];
-        if marks.iter().any(|mark| name.starts_with(mark)) {
+        if !with_marks && marks.iter().any(|mark| name.starts_with(mark)) {
             continue;
         }
         let name = OsStr::from_bytes(name);
@@ -280,4 +339,30 @@ pub fn make_private(path: &Path) -> Result<()> {
 /// The path by which a descriptor can be named in a call that takes none.
 pub fn by_descriptor(fd: &impl AsRawFd) -> PathBuf {
     format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_twin_has_the_marks_and_the_links_of_its_layer() {
+        let temp = tempfile::tempdir().expect("a directory");
+        let at = |path: &str| temp.path().join(path);
+        std::fs::create_dir_all(at("one/dir")).expect("a directory");
+        std::fs::write(at("one/dir/file"), "text").expect("a file");
+        std::fs::hard_link(at("one/dir/file"), at("one/link")).expect("a link");
+        std::os::unix::fs::symlink("dir/file", at("one/soft")).expect("a link");
+        let mark =
+            rustix::fs::setxattr(at("one/dir"), "user.overlay.opaque", b"y", XattrFlags::empty());
+        assert!(mark.is_ok(), "{mark:?}");
+        twin(&at("one"), &at("two")).expect("copied");
+        assert_eq!(std::fs::read_to_string(at("two/soft")).expect("text"), "text");
+        std::fs::write(at("two/link"), "other").expect("a write");
+        assert_eq!(std::fs::read_to_string(at("two/dir/file")).expect("text"), "other");
+        assert_eq!(std::fs::read_to_string(at("one/link")).expect("text"), "text");
+        let mut value = [0; 8];
+        let len = rustix::fs::getxattr(at("two/dir"), "user.overlay.opaque", &mut value[..]);
+        assert_eq!(&value[..len.expect("a mark")], b"y");
+    }
 }

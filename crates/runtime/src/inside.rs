@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus};
 
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
@@ -33,7 +33,8 @@ pub(crate) fn die_with_parent() -> Result<()> {
 }
 
 /// Mounts, enters, becomes the user and executes the command; or, asked for an init, waits for it.
-pub(crate) fn inner(bundle: &Path) -> Result<u8> {
+/// `ready` is closed then.
+pub(crate) fn inner(bundle: &Path, ready: &mut Option<OwnedFd>) -> Result<u8> {
     die_with_parent()?;
     let spec = Spec::read(bundle)?;
     let path = bundle.join(&spec.root.path);
@@ -74,7 +75,9 @@ pub(crate) fn inner(bundle: &Path) -> Result<u8> {
     become_user(&spec.process, setgroups_denied())?;
     let mut command = command(&spec.process);
     if init {
-        return reap(&mut command, &spec.process);
+        let child = command.spawn().map_err(|e| exec_error(&spec.process, e))?;
+        *ready = None;
+        return reap(&child, &spec.process);
     }
     Err(exec_error(&spec.process, command.exec()))
 }
@@ -161,9 +164,8 @@ pub(crate) fn exec_error(process: &Process, source: io::Error) -> Error {
     Error::Exec { command, source, advice }
 }
 
-/// Starts the command and waits for it, as the process that everything orphaned comes to.
-fn reap(command: &mut Command, process: &Process) -> Result<u8> {
-    let child = command.spawn().map_err(|e| exec_error(process, e))?;
+/// Waits for the command, as the process that everything orphaned comes to.
+fn reap(child: &Child, process: &Process) -> Result<u8> {
     let main = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     loop {
         match rustix::process::wait(WaitOptions::empty()) {

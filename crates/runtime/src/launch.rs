@@ -297,13 +297,13 @@ fn outside(guard: u32, inner: u32) -> Option<u32> {
 /// To be said on standard error; the status to end with is [`Error::exit_code`].
 pub fn inner(bundle: &Path, ready: Option<i32>) -> Result<u8> {
     // Held, and closed by the exec alone; what goes wrong before it is said there too.
-    let ready = ready
+    let mut ready = ready
         .map(|number| {
             sys::namespace::inherited(number)
                 .map_err(|e| Error::step("take over", "the caller's descriptor", e.source))
         })
         .transpose()?;
-    let result = inside::inner(bundle);
+    let result = inside::inner(bundle, &mut ready);
     if let (Err(error), Some(ready)) = (&result, ready)
         && let Err(lost) = rustix::io::write(ready, error.to_string().as_bytes())
     {

@@ -8,7 +8,10 @@ use containers::Container;
 
 use super::place::Place;
 
-/// Freeze what a stopped container wrote, at no cost, or list what was frozen
+/// Freeze what a container wrote, or list what was frozen
+///
+/// Of a stopped one at no cost; of one that runs a copy, for which its processes stand still. A rollback is for a
+/// stopped one.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]

@@ -155,7 +155,7 @@ fn settle(
     match what {
         b'a' => {
             if fresh {
-                attempt.keep()?;
+                attempt.keep(&changes)?;
             }
             let count = attempt.apply().with_context(|| format!("the changes stay in {id}"))?;
             writeln!(err, "{count} paths applied; strata try --of {id} --undo takes them back")?;
@@ -165,7 +165,7 @@ fn settle(
             writeln!(err, "discarded")?;
         }
         _ if fresh => {
-            attempt.keep()?;
+            attempt.keep(&changes)?;
             writeln!(err, "kept as {id}: strata try --of {id} shows it, --apply applies it")?;
         }
         _ => {}
