@@ -4,99 +4,12 @@
 # overlayfs snapshotter, containers run, the snapshotter killed in between, everything removed and nothing left. What one
 # of containerd and the command line has brought, the other has; the union is there for snapshots that ask for it.
 . "$(dirname "$0")/lib.sh"
-need containerd ctr runc skopeo python3 jq curl mount.fuse3 docker-registry
+. "$(dirname "$0")/engine-lib.sh"
 images busybox:1 nginx:1 many:120
-differ=
-if [ "${1:-}" = trixie ]; then
-  [ -x "$CACHE/trixie/usr/bin/containerd" ] || skip "Debian trixie's containerd is not there (tests/tools.sh extracts it)"
-  differ=yes
-fi
-scratch ext4 8G
-mkdir "$D/bin"
-if [ -n "$differ" ]; then
-  for program in containerd ctr containerd-shim-runc-v2; do ln -s "$CACHE/trixie/usr/bin/$program" "$D/bin/"; done
-  PATH=$D/bin:$PATH
-fi
-containerd --version
-runc --version | head -n 1
-strata_binary
-store=$D/strata
-socket=$D/strata.sock
-address=$D/containerd.sock
-host=127.0.0.1:$((20000 + $$ % 10000))
-cat >"$D/registry.yml" <<EOF
-version: 0.1
-storage: {filesystem: {rootdirectory: $D/registry}}
-http: {addr: $host}
-EOF
-cat >"$D/config.toml" <<EOF
-version = 2
-root = "$D/containerd"
-state = "$D/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.devmapper", "io.containerd.internal.v1.opt"]
-[grpc]
-  address = "$address"
-[proxy_plugins.strata]
-  type = "snapshot"
-  address = "$socket"
-EOF
-# containerd 1.6 knows no differ but its own.
-[ -z "$differ" ] || cat >>"$D/config.toml" <<EOF
-[proxy_plugins.strata-diff]
-  type = "diff"
-  address = "$socket"
-[plugins."io.containerd.service.v1.diff-service"]
-  default = ["strata-diff", "walking"]
-EOF
-# says PATTERN COMMAND…: whether its output has it.
-says() {
-  local pattern=$1 out
-  shift
-  out=$("$@" 2>"$D/err") && grep -q -- "$pattern" <<<"$out"
-}
-
-# snapshotter OPTIONS…: starts it.
-snapshotter() {
-  "$STRATA" snapshotter --root "$store" --address "$socket" --containerd "$address" --metrics "$D/metrics.sock" \
-    --log-json --log info,snapshotter=debug "$@" >>"$D/snapshotter.log" 2>&1 &
-  snapshotter=$!
-  for _ in $(seq 100); do [ -S "$socket" ] && return; sleep 0.1; done
-  cat "$D/snapshotter.log"
-  fail "the snapshotter does not serve"
-}
-# metric NAME: its value since the snapshotter started.
-metric() {
-  curl -sS --unix-socket "$D/metrics.sock" http://localhost/metrics >"$D/metrics"
-  awk -v name="$1" '$1 == name {print $2; found = 1} END {if (!found) print 0}' "$D/metrics"
-}
-export CONTAINERD_ADDRESS=$address CONTAINERD_NAMESPACE=strata-$$
-also_at_end() {
-  [ "$code" = 0 ] || { grep -v '"DEBUG"' "$D/snapshotter.log"; tail -n 5 "$D/containerd.log"; }
-  # What a failure left running, by the runtime's own books.
-  for container in two small; do
-    runc --root "/run/containerd/runc/$CONTAINERD_NAMESPACE" delete -f $container 2>/dev/null
-  done
-  rm -rf "/run/containerd/runc/$CONTAINERD_NAMESPACE"
-  kill "${containerd:-}" "${snapshotter:-}" "${registry:-}" 2>/dev/null
-  # Shims outlive containerd.
-  pkill -f "containerd-shim.*$address" 2>/dev/null
-  wait 2>/dev/null
-}
+engine "$@"
 # The blobs come over gRPC, since they are not where containerd's content is by default.
 snapshotter --content "$D/nowhere"
-containerd --config "$D/config.toml" >"$D/containerd.log" 2>&1 &
-containerd=$!
-for _ in $(seq 100); do timeout 1 ctr version >/dev/null 2>&1 && break; kill -0 "$containerd" && sleep 0.1; done
-timeout 5 ctr version >/dev/null || { tail "$D/containerd.log"; fail "containerd does not answer"; }
-says 'snapshotter.*strata .*ok' ctr plugins ls || { ctr plugins ls; fail "containerd has no plugin strata"; }
-
-# looks SNAPSHOTTER IMAGE: how the image looks, mounted.
-looks() {
-  ctr images mount --snapshotter "$1" "$2" "$D/mnt" >/dev/null
-  whole_tree "$D/mnt"
-  ctr images unmount --snapshotter "$1" --rm "$D/mnt" >/dev/null
-}
-mkdir "$D/mnt"
+start_containerd
 for image in busybox:1 nginx:1 many:120; do
   name=docker.io/library/${image%:*}:${image#*:}
   rm -f "$D/image.tar"
@@ -128,11 +41,8 @@ else
 fi
 # And the reverse: for another namespace, from an image of the command line, nothing is unpacked.
 unpacked=$(metric strata_layers_unpacked_total)
-docker-registry serve "$D/registry.yml" >"$D/registry.log" 2>&1 &
-registry=$!
-for _ in $(seq 50); do curl -s "http://$host/v2/" >/dev/null && break; sleep 0.1; done
+start_registry nginx:1
 other=$host/nginx:1
-skopeo copy --dest-tls-verify=false "oci:$CORPUS/oci/nginx:1" "docker://$other" >/dev/null
 ctr images rm --sync docker.io/library/nginx:1 >/dev/null
 known=$(metric strata_layers_known_total)
 there() { CONTAINERD_NAMESPACE=$CONTAINERD_NAMESPACE-other "$@"; }
@@ -169,7 +79,6 @@ kill -9 "$snapshotter"
 wait "$snapshotter" 2>/dev/null || true
 says kept ctr task exec --exec-id again two sh -c 'cat /kept && echo more >/more' || fail "the container was disturbed"
 says '' ctr task exec --exec-id write small sh -c 'echo on >/on' || fail "the union ended with the snapshotter"
-rm -f "$socket"
 snapshotter --content "$D/containerd/io.containerd.content.v1.content"
 # containerd waits a little before it calls again where nobody answered.
 for _ in $(seq 100); do says two ctr snapshots --snapshotter strata ls && break; sleep 0.2; done
@@ -198,17 +107,6 @@ ctr container rm two
 echo "the snapshotter was killed and came back; the container was not disturbed"
 
 ctr images ls -q | xargs -r ctr images rm --sync >/dev/null
-for _ in $(seq 100); do
-  ctr content prune references >/dev/null 2>&1 || true
-  [ "$(ctr snapshots --snapshotter strata ls | wc -l)" = 1 ] && break
-  sleep 0.2
-done
-[ "$(ctr snapshots --snapshotter strata ls | wc -l)" = 1 ] || { ctr snapshots --snapshotter strata ls; fail "snapshots are left"; }
-for _ in $(seq 50); do
-  [ -z "$(ls -A "$store/snapshots" "$store/trash" "$store/layers" | grep -v :)" ] && break
-  sleep 0.2
-done
-left=$(find "$store/snapshots" "$store/trash" "$store/layers" "$store/staging" -mindepth 1 -maxdepth 1 | wc -l)
-[ "$left" = 0 ] || fail "$left directories are left"
+emptied
 "$STRATA" check --root "$store"
 echo "everything was removed, and nothing is left"

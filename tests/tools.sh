@@ -7,7 +7,7 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/strata-ci
 tools=$cache/tools
 export DEBIAN_FRONTEND=noninteractive
 packages=(acl attr buildah containerd crun curl dbench docker-registry e2fsprogs fuse-overlayfs fuse3 jq libcap2-bin mmdebstrap
-  openssl podman python3 runc skopeo stress-ng uidmap umoci util-linux xfsprogs)
+  openssl podman python3 python3-grpcio runc skopeo stress-ng uidmap umoci util-linux xfsprogs)
 
 # again COMMAND…: three times, since mirrors fail at times.
 again() {
@@ -53,6 +53,6 @@ have() { # NAME:TAG
   jq -e --arg t "${1#*:}" 'any(.manifests[]; .annotations["org.opencontainers.image.ref.name"] == $t)' \
     "$cache/corpus/oci/${1%:*}/index.json" >/dev/null 2>&1
 }
-for image in debian:bookworm busybox:1 nginx:1 edge:1 many:120 postgres:15; do
+for image in debian:bookworm busybox:1 nginx:1 edge:1 many:120 pause:1 postgres:15; do
   have "$image" || again env OUT="$cache/corpus" bash "$make" "$image"
 done

@@ -16,6 +16,7 @@ pub mod history;
 pub mod images;
 pub mod info;
 pub mod inspect;
+pub mod install;
 pub mod launch;
 pub mod layers;
 pub mod limits;

@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# tests/cri.sh [trixie]: the calls that kubelet makes, to containerd with Strata as the snapshotter of its CRI: a pod whose
+# container runs, is looked at and goes; images that the command line has are not fetched layer by layer again.
+. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/engine-lib.sh"
+images busybox:1 nginx:1 pause:1
+/usr/bin/python3 -c 'import grpc' 2>/dev/null || skip "python3-grpcio is not installed (tests/tools.sh installs it)"
+host=127.0.0.1:$((20000 + $$ % 10000))
+cri=$(cat <<EOF
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "$host/pause:1"
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "strata"
+    disable_snapshot_annotations = false
+EOF
+)
+engine "$@"
+namespaces=k8s.io
+CONTAINERD_NAMESPACE=k8s.io
+snapshotter --content "$D/containerd/io.containerd.content.v1.content"
+start_containerd
+# call METHOD FIELDS [FILTER]: the answer, or what jq's filter takes of it.
+call() {
+  /usr/bin/python3 "$ROOT/tests/cri.py" "$address" "$1" "$2" >"$D/answer" || fail "$1"
+  jq -r "${3:-.}" "$D/answer"
+}
+call Version '{}' '"CRI of \(.["2"][0]) \(.["3"][0])"'
+
+start_registry busybox:1 nginx:1 pause:1
+# What the command line has pulled, kubelet's pull finds.
+"$STRATA" pull -q --root "$store" "oci:$CORPUS/oci/nginx:1" >/dev/null
+nginx=$(call PullImage "{\"1\": {\"1\": \"$host/nginx:1\"}}" '.["1"][0]')
+[ "$(metric strata_layers_known_total)" = 4 ] || { cat "$D/metrics"; fail "the store's layers are not known to kubelet's pull"; }
+[ "$(metric 'strata_call_seconds_count{call="commit"}')" = 0 ] || fail "a layer was unpacked all the same"
+looks strata "$host/nginx:1" >"$D/ours"
+ctr images pull --plain-http --snapshotter overlayfs "$host/nginx:1" >/dev/null
+looks overlayfs "$host/nginx:1" >"$D/theirs"
+diff "$D/theirs" "$D/ours" >"$D/diff" || { head "$D/diff"; fail "the trees differ"; }
+call PullImage "{\"1\": {\"1\": \"$host/busybox:1\"}}" >/dev/null
+call ListImages '{}' '.["1"] | length' >"$D/count"
+[ "$(cat "$D/count")" = 2 ] || fail "not two images"
+echo "images: $(cat "$D/count"), $(wc -l <"$D/ours") lines the same as under overlayfs"
+
+# A pod in the network of the machine, whose root of control groups is its own.
+pod="{\"1\": {\"1\": \"pod\", \"2\": \"uid-$$\", \"3\": \"default\"}, \"3\": \"$D\",
+  \"8\": {\"2\": {\"1\": {\"1\": 2, \"2\": 1, \"3\": 1}}}}"
+sandbox=$(call RunPodSandbox "{\"1\": $pod}" '.["1"][0]')
+container=$(call CreateContainer "{\"1\": \"$sandbox\", \"3\": $pod, \"2\": {\"1\": {\"1\": \"web\"}, \"2\": {\"1\": \"$host/busybox:1\"},
+  \"3\": [\"sh\", \"-c\", \"echo kept >/kept; dd if=/dev/zero of=/data bs=64k count=16; sleep 600\"], \"11\": \"log\",
+  \"15\": {\"2\": {\"3\": {\"1\": 2, \"2\": 1, \"3\": 1}}}}}" '.["1"][0]')
+call StartContainer "{\"1\": \"$container\"}" >/dev/null
+for _ in $(seq 50); do
+  /usr/bin/python3 "$ROOT/tests/cri.py" "$address" ExecSync "{\"1\": \"$container\", \"2\": [\"cat\", \"/kept\", \"/data\"], \"3\": 10}" >"$D/answer" || true
+  grep -q kept "$D/answer" && break
+  sleep 0.1
+done
+[ "$(call ExecSync "{\"1\": \"$container\", \"2\": [\"cat\", \"/kept\"], \"3\": 10}" '.["1"][0]')" = kept ] || fail "no exec"
+# The snapshotter is killed while the pod runs.
+kill -9 "$snapshotter"
+wait "$snapshotter" 2>/dev/null || true
+[ "$(call ExecSync "{\"1\": \"$container\", \"2\": [\"cat\", \"/kept\"], \"3\": 10}" '.["1"][0]')" = kept ] || fail "the pod was disturbed"
+snapshotter --content "$D/containerd/io.containerd.content.v1.content"
+used=
+for _ in $(seq 40); do
+  # Statistics are gathered every ten seconds.
+  used=$(call ContainerStats "{\"1\": \"$container\"}" '.["1"][0]["4"][0]["3"][0]["1"][0] // 0')
+  [ "$used" -gt 1000000 ] && break
+  sleep 1
+done
+[ "$used" -gt 1000000 ] || { cat "$D/answer"; fail "the writable layer has no size: $used"; }
+call ImageFsInfo '{}' '.["1"][0]["3"][0]["1"][0] // 0' >"$D/fs"
+[ "$(cat "$D/fs")" -gt 100000 ] || fail "images take no place"
+echo "a pod ran: its writable layer has $used bytes, the images have $(cat "$D/fs")"
+call StopContainer "{\"1\": \"$container\", \"2\": 0}" >/dev/null
+call RemoveContainer "{\"1\": \"$container\"}" >/dev/null
+call StopPodSandbox "{\"1\": \"$sandbox\"}" >/dev/null
+call RemovePodSandbox "{\"1\": \"$sandbox\"}" >/dev/null
+for image in nginx busybox pause; do call RemoveImage "{\"1\": {\"1\": \"$host/$image:1\"}}" >/dev/null; done
+"$STRATA" rmi --root "$store" "$("$STRATA" images --root "$store" --json | jq -r '.[0].id')" >/dev/null
+ctr images ls -q | xargs -r ctr images rm --sync >/dev/null
+emptied
+echo "everything was removed, and nothing is left"

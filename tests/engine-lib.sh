@@ -1,0 +1,145 @@
+# What the tests of containerd and its clients share: a containerd with Strata as its snapshotter, and a registry, on a
+# file system of their own. Source it behind lib.sh, then call engine.
+
+# engine [trixie]: sets up the containerd that is installed, or that of Debian trixie, which takes a differ as well;
+# $cri is what its configuration says of CRI, which it has not otherwise.
+engine() {
+  need containerd ctr runc skopeo python3 jq curl mount.fuse3 docker-registry
+  differ=
+  if [ "${1:-}" = trixie ]; then
+    [ -x "$CACHE/trixie/usr/bin/containerd" ] || skip "Debian trixie's containerd is not there (tests/tools.sh extracts it)"
+    differ=yes
+  fi
+  scratch ext4 8G
+  mkdir "$D/bin"
+  if [ -n "$differ" ]; then
+    for program in bin/containerd bin/ctr bin/containerd-shim-runc-v2 sbin/dockerd bin/docker; do
+      ln -s "$CACHE/trixie/usr/$program" "$D/bin/"
+    done
+    PATH=$D/bin:$PATH
+  fi
+  containerd --version
+  runc --version | head -n 1
+  strata_binary
+  store=$D/strata
+  socket=$D/strata.sock
+  address=$D/containerd.sock
+  host=127.0.0.1:$((20000 + $$ % 10000))
+  export CONTAINERD_ADDRESS=$address CONTAINERD_NAMESPACE=strata-$$
+  cat >"$D/registry.yml" <<EOF
+version: 0.1
+storage: {filesystem: {rootdirectory: $D/registry}}
+http: {addr: $host}
+log: {level: error, accesslog: {disabled: true}}
+EOF
+  local disabled='"io.containerd.snapshotter.v1.devmapper", "io.containerd.internal.v1.opt"'
+  [ -n "${cri:-}" ] || disabled="\"io.containerd.grpc.v1.cri\", $disabled"
+  cat >"$D/config.toml" <<EOF
+version = 2
+root = "$D/containerd"
+state = "$D/state"
+disabled_plugins = [$disabled]
+[grpc]
+  address = "$address"
+[proxy_plugins.strata]
+  type = "snapshot"
+  address = "$socket"
+${cri:-}
+EOF
+  # containerd 1.6 knows no differ but its own.
+  [ -z "$differ" ] || cat >>"$D/config.toml" <<EOF
+[proxy_plugins.strata-diff]
+  type = "diff"
+  address = "$socket"
+[plugins."io.containerd.service.v1.diff-service"]
+  default = ["strata-diff", "walking"]
+EOF
+}
+
+# says PATTERN COMMAND…: whether its output has it.
+says() {
+  local pattern=$1 out
+  shift
+  out=$("$@" 2>"$D/err") && grep -q -- "$pattern" <<<"$out"
+}
+
+# snapshotter OPTIONS…: starts it.
+snapshotter() {
+  rm -f "$socket"
+  "$STRATA" snapshotter --root "$store" --address "$socket" --containerd "$address" --metrics "$D/metrics.sock" \
+    --log-json --log info,snapshotter=debug "$@" >>"$D/snapshotter.log" 2>&1 &
+  snapshotter=$!
+  for _ in $(seq 100); do [ -S "$socket" ] && return; sleep 0.1; done
+  cat "$D/snapshotter.log"
+  fail "the snapshotter does not serve"
+}
+
+# metric NAME: its value since the snapshotter started.
+metric() {
+  curl -sS --unix-socket "$D/metrics.sock" http://localhost/metrics >"$D/metrics"
+  awk -v name="$1" '$1 == name {print $2; found = 1} END {if (!found) print 0}' "$D/metrics"
+}
+
+start_containerd() {
+  containerd --config "$D/config.toml" >"$D/containerd.log" 2>&1 &
+  containerd=$!
+  for _ in $(seq 100); do timeout 1 ctr version >/dev/null 2>&1 && break; kill -0 "$containerd" && sleep 0.1; done
+  timeout 5 ctr version >/dev/null || { tail "$D/containerd.log"; fail "containerd does not answer"; }
+  says 'snapshotter.*strata .*ok' ctr plugins ls || { ctr plugins ls; fail "containerd has no plugin strata"; }
+}
+
+# start_registry IMAGE…: with images of the corpus, at $host.
+start_registry() {
+  docker-registry serve "$D/registry.yml" >"$D/registry.log" 2>&1 &
+  registry=$!
+  for _ in $(seq 50); do curl -s "http://$host/v2/" >/dev/null && break; sleep 0.1; done
+  local image
+  for image; do
+    skopeo copy --dest-tls-verify=false "oci:$CORPUS/oci/$image" "docker://$host/$image" >/dev/null
+  done
+}
+
+# looks SNAPSHOTTER IMAGE: how the image looks, mounted.
+looks() {
+  mkdir -p "$D/mnt"
+  ctr images mount --snapshotter "$1" "$2" "$D/mnt" >/dev/null
+  whole_tree "$D/mnt"
+  ctr images unmount --snapshotter "$1" --rm "$D/mnt" >/dev/null
+}
+
+# emptied: waits until containerd has no snapshots here, and the store has nothing left of them.
+emptied() {
+  local place
+  for _ in $(seq 100); do
+    ctr content prune references >/dev/null 2>&1 || true
+    [ "$(ctr snapshots --snapshotter strata ls | wc -l)" = 1 ] && break
+    sleep 0.2
+  done
+  [ "$(ctr snapshots --snapshotter strata ls | wc -l)" = 1 ] || { ctr snapshots --snapshotter strata ls; fail "snapshots are left"; }
+  for _ in $(seq 50); do
+    [ -z "$(ls -A "$store/snapshots" "$store/trash" "$store/layers" | grep -v :)" ] && break
+    sleep 0.2
+  done
+  for place in snapshots trash layers staging; do
+    [ -z "$(ls -A "$store/$place")" ] || { ls "$store/$place"; fail "something is left in $place"; }
+  done
+}
+
+also_at_end() {
+  [ "$code" = 0 ] || { grep -v '"DEBUG"' "$D/snapshotter.log"; tail -n 5 "$D/containerd.log"; }
+  kill "${dockerd:-}" 2>/dev/null && sleep 1
+  # What a failure left running, by the runtime's own books.
+  local namespace container
+  for namespace in "$CONTAINERD_NAMESPACE" ${namespaces:-}; do
+    for container in $(runc --root "/run/containerd/runc/$namespace" list -q 2>/dev/null); do
+      case $(runc --root "/run/containerd/runc/$namespace" state "$container" 2>/dev/null) in
+        *"$D"*) runc --root "/run/containerd/runc/$namespace" delete -f "$container" 2>/dev/null ;;
+      esac
+    done
+  done
+  case $CONTAINERD_NAMESPACE in strata-*) rm -rf "/run/containerd/runc/$CONTAINERD_NAMESPACE" ;; esac
+  kill "${containerd:-}" "${snapshotter:-}" "${registry:-}" 2>/dev/null
+  # Shims outlive containerd.
+  pkill -f "containerd-shim.*$address" 2>/dev/null
+  wait 2>/dev/null
+}
