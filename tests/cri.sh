@@ -34,8 +34,11 @@ nginx=$(call PullImage "{\"1\": {\"1\": \"$host/nginx:1\"}}" '.["1"][0]')
 [ "$(metric strata_layers_known_total)" = 4 ] || { cat "$D/metrics"; fail "the store's layers are not known to kubelet's pull"; }
 [ "$(metric 'strata_call_seconds_count{call="commit"}')" = 0 ] || fail "a layer was unpacked all the same"
 looks strata "$host/nginx:1" >"$D/ours"
-ctr images pull --plain-http --snapshotter overlayfs "$host/nginx:1" >/dev/null
-looks overlayfs "$host/nginx:1" >"$D/theirs"
+# In another namespace, since this one has no blobs of layers that were there.
+there() { CONTAINERD_NAMESPACE=strata-$$ "$@"; }
+there ctr images pull --plain-http --snapshotter overlayfs "$host/nginx:1" >/dev/null
+there looks overlayfs "$host/nginx:1" >"$D/theirs"
+there ctr images rm --sync "$host/nginx:1" >/dev/null
 diff "$D/theirs" "$D/ours" >"$D/diff" || { head "$D/diff"; fail "the trees differ"; }
 call PullImage "{\"1\": {\"1\": \"$host/busybox:1\"}}" >/dev/null
 call ListImages '{}' '.["1"] | length' >"$D/count"
