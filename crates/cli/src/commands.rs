@@ -41,3 +41,4 @@ pub mod stop;
 pub mod tag;
 pub mod terminal;
 pub mod try_;
+pub mod volume;

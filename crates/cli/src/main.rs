@@ -60,6 +60,7 @@ enum Strata {
     Try(commands::try_::Args),
     #[command(visible_alias = "unmount")]
     Umount(commands::mount::UnmountArgs),
+    Volume(commands::volume::Args),
 }
 
 /// What this program is executed for by itself.
@@ -83,6 +84,9 @@ fn main() -> ExitCode {
         Some(Err(code)) => return code,
         None => Strata::parse_from(args),
     };
+    // As Docker and podman have it: what the command ends with is 124 and below.
+    let failure =
+        if matches!(parsed, Strata::Run(_)) { ExitCode::from(125) } else { ExitCode::FAILURE };
     let result = match parsed {
         Strata::Pull(args) => commands::pull::run(&args).map(|()| ExitCode::SUCCESS),
         Strata::Images(args) => commands::images::run(&args).map(|()| ExitCode::SUCCESS),
@@ -122,6 +126,7 @@ fn main() -> ExitCode {
         Strata::Start(args) => commands::start::run(&args),
         Strata::Stop(args) => commands::stop::run(&args),
         Strata::Try(args) => commands::try_::run(&args),
+        Strata::Volume(args) => commands::volume::run(&args),
         Strata::Umount(args) => commands::mount::unmount(&args).map(|()| ExitCode::SUCCESS),
     };
     match result {
@@ -130,7 +135,7 @@ fn main() -> ExitCode {
         Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("strata: {}", sentence(&e));
-            ExitCode::FAILURE
+            failure
         }
     }
 }

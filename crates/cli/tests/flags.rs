@@ -23,6 +23,7 @@ fn flags_mean_what_they_mean_in_docker() {
     let caps = |flags: &[&str]| effective(&scene.sh(flags, "cat /proc/self/status"));
     let own = effective(&fs::read_to_string("/proc/self/status").expect("our status"));
     let default = caps(&[]);
+    assert_eq!(default & 1 << 27, 0, "devices of this machine are not to be made");
     assert_eq!(caps(&["--cap-add", "sys_admin"]), default | 1 << 21);
     assert_eq!(caps(&["--cap-drop", "CAP_CHOWN,kill"]), default & !(1 | 1 << 5));
     assert_eq!(caps(&["--cap-drop", "ALL"]), 0);
@@ -67,7 +68,7 @@ fn flags_mean_what_they_mean_in_docker() {
         (["--cidfile", &at("id")], "for the id"),
         (["--cap-add", "fly"], "no capability \"fly\""),
         (["--ulimit", "files=1"], "no limit \"files\""),
-        (["--mount", "src=v,dst=/x"], "no named volumes"),
+        (["--mount", "src=/v,dst=/x"], "a path is type=bind"),
         (["-p", "80:80"], "the network is the machine's"),
         (["--group-add", "nobody"], "no group \"nobody\""),
         (["--security-opt", "fast"], "no security option"),

@@ -181,3 +181,40 @@ fn what_is_shared_with_the_machine_and_what_is_not() {
     assert!(said.contains("strata start --attach"), "{said}");
     assert!(scene.bad(&["run", "--sysctl", "vm.swappiness=1", "base"]).contains("machine"));
 }
+
+#[test]
+fn a_volume_begins_as_the_image_has_it_and_outlives_its_containers() {
+    let Some(scene) = Scene::new() else { return };
+    let volume = ["-v", "data:/etc/app"];
+    assert_eq!(scene.sh(&volume, "cat /etc/app/conf; echo new > /etc/app/conf"), "old\n");
+    // Not anew, and not into the image.
+    assert_eq!(scene.sh(&volume, "cat /etc/app/conf; rm /etc/app/doomed"), "new\n");
+    assert_eq!(
+        scene.sh(&["--mount", "src=data,dst=/srv,ro"], "ls /srv; ! echo x > /srv/x"),
+        "conf\n"
+    );
+    assert_eq!(scene.sh(&[], "cat /etc/app/conf; ls /etc/app"), "old\nconf\ndoomed\n");
+    scene.good(&["create", "--name", "box", "-v", "data:/srv", "-v", "other:/none", "base"]);
+    let listed = scene.good(&["volume", "ls"]);
+    assert_eq!(listed, "VOLUME  CONTAINERS\ndata    box\nother   box\n");
+    let said = scene.bad(&["volume", "rm", "data"]);
+    assert!(said.contains("box: remove that first"), "{said}");
+    scene.good(&["start", "-a", "box"]);
+    scene.good(&["rm", "box"]);
+    scene.good(&["volume", "rm", "data"]);
+    assert!(scene.bad(&["volume", "rm", "data"]).contains("there are other"));
+    assert_eq!(scene.good(&["volume", "prune"]), "other\n");
+    assert!(scene.bad(&["run", "--rm", "-v", "a b:/x", "base"]).contains("no name"));
+    assert_eq!(scene.run(&["run", "--rm", "bse"]).status.code(), Some(125));
+    // A link of the image does not lead out of it.
+    scene.good(&["run", "--name", "link", "base", "sh", "-c", "rm -r /etc/app"]);
+    let upper = scene.directories()[0].join("upper/etc");
+    fs::remove_file(upper.join("app")).expect("the whiteout");
+    std::os::unix::fs::symlink("/proc/self", upper.join("app")).expect("a link");
+    scene.good(&["commit", "link", "linked"]);
+    scene.good(&["rm", "link"]);
+    let seen = scene.good(&["run", "--rm", "-v", "new:/etc/app/fd", "linked", "ls", "/etc"]);
+    assert!(seen.contains("app"), "{seen}");
+    let data = scene.temp.path().join("store/volumes/new/data");
+    assert_eq!(fs::read_dir(data).expect("a list").count(), 0);
+}

@@ -125,6 +125,9 @@ pub enum Groups {
 /// A path of the machine in a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
+    /// The volume's name, where it is one of the store's.
+    #[serde(default)]
+    pub name: Option<String>,
     /// On the machine, absolute.
     pub source: PathBuf,
     /// In the container, absolute.

@@ -66,6 +66,14 @@ pub enum Error {
         /// What changed.
         paths: Vec<PathBuf>,
     },
+    /// A volume that containers have.
+    #[error("the volume {name:?} is that of {by}: remove that first")]
+    InUse {
+        /// The volume.
+        name: String,
+        /// The containers.
+        by: String,
+    },
     /// It is in no state for that.
     #[error("{name} {state}; {advice}")]
     State {

@@ -3,7 +3,7 @@
 //! Reading order: [`changes`] (what an upper layer says), [`tree`] (copies of what is in one), [`view`] (layers shown
 //! as one directory, by the kernel or by FUSE), [`container`] (what one is), [`snapshots`] (its writable layer frozen,
 //! taken back, and mended after a crash), `freeze` (the same while it runs), [`watch`] (the process that starts one and sees it end), [`control`] (what is
-//! done to one from outside), [`transfer`] and [`shown`] (its files from outside), [`attempt`] (`strata try`: a command over this
+//! done to one from outside), [`volumes`] (what outlives it), [`transfer`] and [`shown`] (its files from outside), [`attempt`] (`strata try`: a command over this
 //! machine, caught in a layer) with [`apply`] and [`others`].
 
 pub mod apply;
@@ -20,6 +20,7 @@ pub mod snapshots;
 pub mod transfer;
 pub mod tree;
 pub mod view;
+pub mod volumes;
 pub mod watch;
 
 pub use container::Container;

@@ -22,7 +22,7 @@ use store::Store;
 use sys::signal::Signals;
 
 use crate::container::{Config, Container, Groups, State, Volume, seconds};
-use crate::{Error, Result, tree, view};
+use crate::{Error, Result, tree, view, volumes};
 
 /// The subcommand under which a program that embeds this calls [`watch`].
 pub const WATCH: &str = "__watch";
@@ -113,6 +113,9 @@ fn run(
     container.note_start()?;
     let merged = container.dir.join("merged");
     let mut shown = view::show(&layers, &merged, container.config.backend, exe)?;
+    for volume in &container.config.volumes {
+        volumes::fill(store, volume, &merged)?;
+    }
     let runtime = match &container.config.runtime {
         Some(path) => Runtime::Other(path.clone()),
         None => Runtime::Embedded(exe.to_owned()),
@@ -306,7 +309,7 @@ fn spec(
             [] => continue,
             lines => written(container, &destination, lines)?,
         };
-        spec.mounts.push(bind(&Volume { source, destination, read_only: false }));
+        spec.mounts.push(bind(&Volume { name: None, source, destination, read_only: false }));
     }
     let mut asked: Vec<Mount> = config.volumes.iter().map(bind).collect();
     asked.extend(config.mounts.iter().cloned());

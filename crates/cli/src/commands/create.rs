@@ -49,7 +49,7 @@ pub struct What {
     /// Remove the container when it ends
     #[arg(long)]
     rm: bool,
-    /// Show a file or directory of this machine in the container
+    /// Show a file or directory of this machine in the container, or a volume by its name
     #[arg(short, long, value_name = "SOURCE:DESTINATION[:ro]")]
     volume: Vec<String>,
     /// Set a variable; without a value it has that of here
@@ -58,8 +58,8 @@ pub struct What {
     /// Set the variables that this file lists; --env comes after it
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
-    /// Mount a path of this machine, or a file system in memory
-    #[arg(long, value_name = "type=bind|tmpfs,source=…,target=…[,readonly]")]
+    /// Mount a path of this machine, a volume, or a file system in memory
+    #[arg(long, value_name = "type=bind|volume|tmpfs,source=…,target=…[,readonly]")]
     mount: Vec<String>,
     /// Mount a file system in memory
     #[arg(long, value_name = "DIR[:OPTIONS]")]
@@ -217,6 +217,11 @@ impl What {
             match flags::mount(text)? {
                 Added::Volume(volume) => volumes.push(volume),
                 Added::Mount(mount) => mounts.push(mount),
+            }
+        }
+        for volume in &mut volumes {
+            if let Some(name) = &volume.name {
+                volume.source = containers::volumes::create(store, name)?;
             }
         }
         let host_network = self.network == Network::Host;

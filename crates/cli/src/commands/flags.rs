@@ -59,11 +59,13 @@ fn volume_at(text: &str, source: &str, destination: &str, options: &str) -> anyh
         }
     }
     if !source.contains('/') && source != "." && source != ".." {
-        bail!("volume {text:?}: there are no named volumes; give a path, as ./{source}");
+        // The store makes it, and says where it is.
+        let (name, source) = (Some(source.to_owned()), PathBuf::new());
+        return Ok(Volume { name, source, destination: destination.into(), read_only });
     }
     let source = std::fs::canonicalize(source)
         .with_context(|| format!("volume {text:?}: there is no {source:?} here"))?;
-    Ok(Volume { source, destination: destination.into(), read_only })
+    Ok(Volume { name: None, source, destination: destination.into(), read_only })
 }
 
 /// A program by its path, or looked for in PATH.
@@ -160,8 +162,15 @@ pub fn mount(text: &str) -> anyhow::Result<Added> {
             options.extend(read_only.then(|| "ro".to_owned()));
             Ok(Added::Mount(tmpfs_at(destination, options.into_iter())))
         }
+        ("volume", Some(name)) if !name.contains('/') => {
+            let access = if read_only { "ro" } else { "rw" };
+            volume_at(text, name, destination, access).map(Added::Volume)
+        }
+        ("volume", _) => {
+            bail!("mount {text:?}: a volume has a name as source; a path is type=bind")
+        }
         ("tmpfs", Some(_)) => bail!("mount {text:?}: a tmpfs has no source"),
-        _ => bail!("mount {text:?}: there are type=bind and type=tmpfs, and no named volumes"),
+        _ => bail!("mount {text:?}: there are type=bind, type=volume and type=tmpfs"),
     }
 }
 
@@ -220,9 +229,11 @@ mod tests {
         let parsed = volume("/tmp:/data:ro").expect("a volume");
         assert_eq!(parsed.destination, PathBuf::from("/data"));
         assert!(parsed.read_only && !volume("/tmp:/x").expect("a volume").read_only);
-        for bad in ["/tmp", "/tmp:data", ":/x", "/tmp:/x:fast", "/no/such/place:/x", "name:/x"] {
+        for bad in ["/tmp", "/tmp:data", ":/x", "/tmp:/x:fast", "/no/such/place:/x"] {
             assert!(volume(bad).is_err(), "{bad}");
         }
+        let named = volume("data:/x:ro").expect("a volume");
+        assert_eq!((named.name.as_deref(), named.read_only), (Some("data"), true));
     }
 
     #[test]
@@ -235,7 +246,15 @@ mod tests {
         };
         assert_eq!(memory.options, ["nosuid", "nodev", "noexec", "size=1048576"]);
         assert_eq!(tmpfs("/t:size=5,exec").expect("a tmpfs").options[3..], ["size=5", "exec"]);
-        for bad in ["type=bind,dst=/x", "src=v,dst=/x", "type=tmpfs", "type=bind,src=/tmp,dst=x"] {
+        let named = mount("src=data,dst=/x,ro").expect("a mount");
+        assert_eq!(named, Added::Volume(volume("data:/x:ro").expect("a volume")));
+        for bad in [
+            "type=bind,dst=/x",
+            "src=/v,dst=/x",
+            "dst=/x",
+            "type=tmpfs",
+            "type=bind,src=/tmp,dst=x",
+        ] {
             assert!(mount(bad).is_err(), "{bad}");
         }
     }
