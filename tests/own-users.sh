@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What tests/containers.sh does with a real image, without privileges, by a user who may map others: nginx runs as one of
-# them, is edited, compared, committed with its owners, run from the new image, and taken back. By overlayfs and by FUSE.
+# What tests/containers.sh does with a real image, without privileges, by a user who may map others: nginx comes from a
+# registry, runs as one of them, is edited, compared, committed with its owners, run from the new image, and taken back. By
+# overlayfs and by FUSE. The writable layer has a limit, too.
 set -euo pipefail
 passed=0
 is() { # what, wanted, got
@@ -49,6 +50,10 @@ story() { # program, image
     "$strata" rm -f web >/dev/null
     is "$case: nothing is left" '' "$(ls "$STRATA_ROOT/rw" "$STRATA_ROOT/trash" | grep -v :)"
   done
+  # shellcheck disable=SC2016
+  is 'a limit without privileges' $'1048576\nNo space left on device\nkept' "$("$strata" run --rm --size 1m "$2" sh -c '
+    df -B1 --output=size / | tail -n 1 | tr -d " "; echo kept >/kept
+    dd if=/dev/zero of=/full bs=64k count=100 2>&1 | grep -o "No space left on device"; rm /full; cat /kept')"
   "$strata" check >/dev/null
   echo "$passed passed"
 }
@@ -59,22 +64,32 @@ fi
 . "$(dirname "$0")/lib.sh"
 images nginx:1
 [ "$(id -u)" = 0 ] || skip 'a user of its own needs root'
-need setpriv unshare newuidmap newgidmap curl
+need setpriv unshare newuidmap newgidmap curl skopeo docker-registry
 strata_binary
 dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
+registry_at=127.0.0.1:5948
+cat >"$dir/registry.yml" <<T
+version: 0.1
+storage: {filesystem: {rootdirectory: $dir/registry}}
+http: {addr: $registry_at}
+log: {level: error, accesslog: {disabled: true}}
+T
+docker-registry serve "$dir/registry.yml" >"$dir/registry.log" 2>&1 &
+registry=$!
+trap 'kill $registry; rm -rf "$dir"' EXIT
+for _ in $(seq 100); do curl -sf "http://$registry_at/v2/" >/dev/null && break; sleep 0.1; done
+skopeo copy -q --dest-tls-verify=false "oci:$CORPUS/oci/nginx:1" "docker://$registry_at/nginx:1"
 # A user who may map other users, and open /dev/fuse, as a desktop has it; all of it seen here alone.
 cp "$(command -v strata)" "$ROOT/tests/own-users.sh" "$dir"
-cp -r "$CORPUS/oci/nginx" "$dir/nginx"
 mkdir "$dir/own"
 chown 4242:4242 "$dir/own"
 chmod -R a+rX "$dir"
 echo '4242:300000:65536' >"$dir/ids"
 (cat /etc/passwd; echo strata-test:x:4242:4242::/:/bin/sh) >"$dir/passwd"
 mknod -m 666 "$dir/fuse" c 10 229
-export STRATA_ROOT=$dir/own/store dir
+export STRATA_ROOT=$dir/own/store dir registry_at
 unshare -m bash -ec '
   for file in /etc/subuid /etc/subgid; do touch $file; mount --bind "$dir/ids" $file; done
   mount --bind "$dir/passwd" /etc/passwd
   mount --bind "$dir/fuse" /dev/fuse
-  exec setpriv --reuid 4242 --regid 4242 --clear-groups bash "$dir/own-users.sh" story "$dir/strata" "oci:$dir/nginx:1"'
+  exec setpriv --reuid 4242 --regid 4242 --clear-groups env HOME="$dir/own" bash "$dir/own-users.sh" story "$dir/strata" "docker://$registry_at/nginx:1"'

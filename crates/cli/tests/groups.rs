@@ -218,3 +218,37 @@ fn a_volume_begins_as_the_image_has_it_and_outlives_its_containers() {
     let data = scene.temp.path().join("store/volumes/new/data");
     assert_eq!(fs::read_dir(data).expect("a list").count(), 0);
 }
+
+#[test]
+fn hundreds_of_layers_are_shown_by_the_kernel_and_more_by_us() {
+    let Some(scene) = Scene::new() else { return };
+    let at = |path: String| scene.temp.path().join(path);
+    let mut paths = vec![at("low".to_owned())];
+    // The kernel has 500 lower layers at most, and one of them is ours; the store takes images of 500.
+    for number in 1..500 {
+        let dir = at(format!("many/{number}"));
+        fs::create_dir_all(dir.join("layers")).expect("a directory");
+        fs::write(dir.join("layers").join(number.to_string()), "x").expect("a file");
+        fs::write(dir.join("layers/top"), format!("{number}\n")).expect("a file");
+        paths.push(dir);
+    }
+    let store = store::Store::open(&scene.temp.path().join("store")).expect("a store");
+    for (name, count) in [("many", 499), ("more", 500)] {
+        containers::sample::add(&store, name, &paths[..count], &["cat", "/layers/top"])
+            .expect("an image");
+    }
+    let script = "cat /layers/top; set -- /layers/*; echo $#";
+    for (image, backend, want) in [
+        ("many", "kernel", "498\n499\n"),
+        ("many", "fuse", "498\n499\n"),
+        ("more", "auto", "499\n500\n"),
+    ] {
+        let run = ["run", "--name", "box", "--backend", backend, image, "sh", "-c", script];
+        assert_eq!(scene.good(&run), want, "{image} by {backend}");
+        let known: serde_json::Value =
+            serde_json::from_str(&scene.good(&["inspect", "box"])).expect("JSON");
+        let by = if backend == "kernel" { "kernel" } else { "fuse" };
+        assert_eq!(known["state"]["backend"], by, "{}", known["state"]["why"]);
+        scene.good(&["rm", "box"]);
+    }
+}
