@@ -67,6 +67,7 @@ work() {
     does commit "$name" strata commit "$name" "localhost/$name" || return
     [ $((i % 3)) != 0 ] || does rm "$name" strata rm "$name" || return
     [ $((i % 3)) != 1 ] || does detached "$name" strata run -d --name "d-$name" localhost/busybox:1 sleep 1000 || return
+    [ $((i % 3)) != 1 ] || does live "$name" strata snapshot "d-$name" live || return
   done
 }
 
@@ -108,6 +109,9 @@ verify() {
     [ "$(cat "$D/n")" = $((value + 1)) ] || fail "round $round: $name did not go on with its data"
   done
   for name in $(jq -r '.[].name | select(startswith("d-"))' "$D/ps.json"); do
+    if grep -qx "done live ${name#d-}" "$log"; then
+      strata rollback "$name" live >/dev/null || fail "round $round: $name has lost what was frozen while it ran"
+    fi
     strata start "$name" >/dev/null || fail "round $round: $name does not start"
   done
   strata ps -aq | xargs -r strata rm -f >/dev/null
