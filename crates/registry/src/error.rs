@@ -58,6 +58,9 @@ pub enum Error {
     /// The store failed meanwhile.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// [`crate::Client::stop`] was called.
+    #[error("stopped")]
+    Stopped,
     /// This machine failed.
     #[error("{0}")]
     Io(#[from] std::io::Error),

@@ -64,7 +64,7 @@ impl RegistryImage {
         let kind =
             response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("");
         let kind = kind.split(';').next().unwrap_or("").trim().to_owned();
-        let bytes = self.client.runtime().block_on(limited(response, MAX_MANIFEST))?;
+        let bytes = self.client.wait(limited(response, MAX_MANIFEST))??;
         let found = Digest::of(&bytes);
         if let Some(expected) = self.reference.digest.filter(|expected| *expected != found) {
             let found = found.to_string();
@@ -148,7 +148,7 @@ struct Blob {
 impl Blob {
     fn more(&mut self) -> Result<bool> {
         loop {
-            let chunk = self.image.client.runtime().block_on(self.response.chunk());
+            let chunk = self.image.client.wait(self.response.chunk())?;
             match chunk {
                 Ok(None) if self.read >= self.blob.size => return Ok(false),
                 Ok(Some(chunk)) => {

@@ -4,6 +4,7 @@ use anyhow::Context as _;
 use store::Reference;
 
 use crate::context::{Context, note, out};
+use crate::interruption::Interruption;
 
 /// Push an image to a registry
 #[derive(Debug, clap::Args)]
@@ -21,16 +22,16 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let context = &args.context;
     let store = context.store()?;
+    let interruption = Interruption::watch(&store)?;
     let image = store.image(&args.image)?;
     let to = args.to.as_deref().unwrap_or(&args.image);
     let to: Reference = to.strip_prefix("docker://").unwrap_or(to).parse()?;
-    // Repositories of the same registry may have the layers already.
-    let names = image.tags.iter().filter_map(|name| name.parse::<Reference>().ok());
-    let from: Vec<String> =
-        names.filter(|name| name.registry == to.registry).map(|name| name.repository).collect();
     let scratch = store.root().join("staging");
-    let pushed = registry::push::push(&context.client()?, &store, &image, &to, &from, &scratch)
-        .with_context(|| format!("{} can't be pushed to {to}", args.image))?;
+    let client = context.client()?;
+    interruption.also(&client);
+    let pushed = registry::push::push(&client, &store, &image, &to, &scratch)
+        .with_context(|| format!("{} can't be pushed to {to}", args.image));
+    let pushed = interruption.judge(pushed, "the same push sends what the registry has not")?;
     if context.json {
         let told = serde_json::json!({ "digest": pushed.manifest, "sent": pushed.sent, "known": pushed.known });
         return context.print(&told, |_| String::new());
