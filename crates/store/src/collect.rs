@@ -1,16 +1,20 @@
 //! What nothing needs goes; what is there is verified.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::path::Path;
+use std::fs;
+use std::io::{self, Write};
 
+use rusqlite::OptionalExtension;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use sha2::{Digest as _, Sha256};
 
+use crate::commit::pipe;
 use crate::error::{At, Error, Result};
 use crate::id::Digest;
 use crate::meta;
-use crate::store::{Store, layer_lock, open_dir};
+use crate::pipeline;
+use crate::store::{Stopper, Store, layer_lock, open_dir};
 use crate::tar::recipe;
+use crate::verify;
 
 /// What a collection freed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -32,6 +36,8 @@ pub struct Finding {
     pub what: String,
     /// Images that have it, by name or id.
     pub images: Vec<String>,
+    /// Whether the data of its files is whole, so that all else can be made again here.
+    pub whole: bool,
 }
 
 /// What a check has found.
@@ -41,9 +47,14 @@ pub struct Report {
     pub layers: u64,
     /// What is wrong.
     pub findings: Vec<Finding>,
+    /// Layers that a repair has unpacked anew from what was whole of them.
+    pub rebuilt: Vec<Digest>,
     /// Images that were removed, by a repair, since a layer of theirs is damaged.
     pub removed: Vec<String>,
 }
+
+/// The lock of the one that tidies.
+const TIDY: &str = "tidy";
 
 /// The layers that no image, no snapshot and no living lease needs.
 const UNUSED: &str =
@@ -63,8 +74,6 @@ impl Store {
               AND id NOT IN (SELECT image FROM containers)";
             Ok(txn.execute(sql, [])?)
         })?;
-        let mut collected = self.collect_layers()?;
-        collected.images = images as u64;
         for name in self.names("partial")? {
             // A fetch holds its layer's lock, not its blob's: one that is young may go on.
             let path = self.root.join("partial").join(&name);
@@ -75,7 +84,19 @@ impl Store {
                 fs::remove_file(&path).at(&path, "removing an old blob")?;
             }
         }
+        let collected = self.tidy()?;
+        Ok(Collected { images: images as u64, ..collected })
+    }
+
+    /// Removes layers that nothing needs, and what is in the trash; waits for another process that does.
+    ///
+    /// # Errors
+    /// The database's or the file system's own.
+    pub fn tidy(&self) -> Result<Collected> {
+        let lock = self.lock(TIDY)?;
+        let collected = self.collect_layers()?;
         self.empty_trash()?;
+        self.unlock(TIDY, lock)?;
         Ok(collected)
     }
 
@@ -117,7 +138,7 @@ impl Store {
     /// [`Error::Mismatch`] where the layer is damaged: what was written is then wrong.
     pub fn write_tar(&self, diff_id: &Digest, to: &mut dyn Write) -> Result<u64> {
         let dir = self.layer_dir(diff_id);
-        let mut hashed = Hashed { to, hash: Sha256::new(), count: 0 };
+        let mut hashed = Hashed { to, hash: Sha256::new(), count: 0, stopper: &self.stopper };
         let done = recipe::replay(&dir.join("recipe"), open_dir(&dir)?, &mut hashed);
         done.at(&dir, "reading the layer")?;
         let found = Digest::finish(hashed.hash);
@@ -128,20 +149,24 @@ impl Store {
         Ok(hashed.count)
     }
 
-    /// Verifies every layer against its diff ID. `repair` removes images with a damaged layer, which
-    /// can then be pulled again.
+    /// Verifies every layer: the data of its files against its diff ID, and names, owners, modes, times and attributes
+    /// against the tar. `repair` unpacks a layer anew where only the latter are wrong, and removes images with a layer
+    /// that lacks data, which can then be pulled again.
+    ///
+    /// Cost: all data is read and hashed; each name costs two or three system calls more.
     ///
     /// # Errors
-    /// The database's own; what is wrong with layers is in the report.
+    /// The database's own; [`Error::InUse`] where a container has a layer that is to be made anew; what is wrong with
+    /// layers is in the report.
     pub fn check(&self, repair: bool) -> Result<Report> {
         let mut report = Report::default();
         for used in self.layers()? {
             report.layers += 1;
             let diff_id = used.layer.diff_id;
             let mut what = self.write_tar(&diff_id, &mut io::sink()).err().map(|e| e.to_string());
-            let tree = self.layer_tree(&diff_id);
-            if what.is_none() && !tree.is_dir() {
-                what = Some(format!("{tree:?} is gone"));
+            let whole = what.is_none();
+            if whole {
+                what = self.differences(&diff_id);
             }
             let Some(what) = what else { continue };
             let mut images = Vec::new();
@@ -149,10 +174,15 @@ impl Store {
             {
                 images.push(image.tags.first().cloned().unwrap_or_else(|| image.id.to_string()));
             }
-            report.findings.push(Finding { layer: diff_id, what, images });
+            report.findings.push(Finding { layer: diff_id, what, images, whole });
         }
         if repair {
             for finding in &report.findings {
+                if finding.whole {
+                    self.rebuild(&finding.layer)?;
+                    report.rebuilt.push(finding.layer);
+                    continue;
+                }
                 for image in &finding.images {
                     // Two damaged layers may be of one image.
                     if let Ok(found) = self.image(image) {
@@ -165,16 +195,65 @@ impl Store {
         }
         Ok(report)
     }
+
+    /// What of a layer's tree is not as its tar says.
+    fn differences(&self, diff_id: &Digest) -> Option<String> {
+        let dir = self.layer_dir(diff_id);
+        let found = open_dir(&dir).and_then(|layer| {
+            verify::differences(&dir.join("recipe"), &layer, &self.apply)
+                .at(&dir, "comparing the layer")
+        });
+        found.unwrap_or_else(|e| Some(e.to_string()))
+    }
+
+    /// Unpacks a layer anew from the tar that it still makes, and puts that in its place in one step.
+    fn rebuild(&self, diff_id: &Digest) -> Result<()> {
+        let lock = self.lock_layer(&diff_id.hex())?;
+        let used = self.meta.read(|txn| {
+            let sql = "SELECT c.name FROM containers c JOIN image_layers l ON l.image = c.image
+              WHERE l.diff_id = ?1 UNION ALL SELECT name FROM snapshots WHERE diff_id = ?1 LIMIT 1";
+            Ok(txn.query_row(sql, [diff_id.to_string()], |row| row.get(0)).optional()?)
+        })?;
+        if let Some(container) = used {
+            return Err(Error::InUse { name: diff_id.to_string(), container });
+        }
+        let (dir, _) = self.stage(diff_id, |dir| {
+            let (pipe, end) = pipe(&self.stopper);
+            std::thread::scope(|scope| {
+                let written = scope.spawn(move || {
+                    let mut pipe = pipe;
+                    self.write_tar(diff_id, &mut pipe)?;
+                    pipe.flush().at(dir, "reading the layer")
+                });
+                let tar = io::BufReader::with_capacity(256 << 10, end);
+                let unpacked = pipeline::unpack_tar(tar, *diff_id, dir, &self.apply, self);
+                let died = Error::Source("the thread that reads the layer died".into());
+                written.join().unwrap_or(Err(died))?;
+                unpacked
+            })
+        })?;
+        let layers = open_dir(&self.root().join("layers"))?;
+        self.before("syncing", &dir)?;
+        rustix::fs::syncfs(&layers).at(&dir, "writing the layer to the disk")?;
+        let place = self.layer_dir(diff_id);
+        self.before("publishing", &place)?;
+        let exchange = RenameFlags::EXCHANGE;
+        renameat_with(CWD, &dir, CWD, &place, exchange).at(&place, "publishing the layer")?;
+        self.discard(&dir)?;
+        self.unlock(&layer_lock(&diff_id.hex()), lock)
+    }
 }
 
 struct Hashed<'w> {
     to: &'w mut dyn Write,
     hash: Sha256,
     count: u64,
+    stopper: &'w Stopper,
 }
 
 impl Write for Hashed<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stopper.check()?;
         let count = self.to.write(bytes)?;
         self.hash.update(&bytes[..count]);
         self.count += count as u64;
@@ -184,14 +263,4 @@ impl Write for Hashed<'_> {
     fn flush(&mut self) -> io::Result<()> {
         self.to.flush()
     }
-}
-
-/// Copies all of a reader to a file that must not be there.
-///
-/// # Errors
-/// The file system's or the reader's own.
-pub fn write_new(path: &Path, from: &mut dyn Read) -> Result<()> {
-    let mut file = File::create_new(path).at(path, "creating")?;
-    io::copy(from, &mut file).at(path, "writing")?;
-    file.sync_all().at(path, "syncing")
 }

@@ -14,7 +14,7 @@ use crate::manifest::{Manifest, media};
 use crate::pipeline;
 use crate::pull::{self, Staged};
 use crate::save::{bytes, descriptor};
-use crate::store::{Store, layer_lock, open_dir};
+use crate::store::{Stopper, Store, layer_lock, open_dir};
 use crate::tar::diff;
 
 /// What a commit says of the image that it makes.
@@ -82,17 +82,15 @@ impl Store {
         // The name of the layer is known when its tar is: staged under a name that nobody has.
         let staging = Digest::of(self.unique().as_bytes());
         let lock = self.lock(&layer_lock(&staging.hex()))?;
-        let (to, from) = sync_channel(8);
+        let (mut pipe, end) = pipe(&self.stopper);
         let done = std::thread::scope(|scope| {
             let written = scope.spawn(move || -> io::Result<(Digest, u64)> {
                 let fd = open_dir(upper).map_err(|e| io::Error::other(e.to_string()))?;
-                let mut pipe = Pipe { to, hash: Sha256::new(), chunk: Vec::new() };
                 let size = diff::write(fd, namespace, &mut pipe)?;
                 pipe.flush()?;
                 Ok((Digest::finish(pipe.hash), size))
             });
-            let tar =
-                BufReader::with_capacity(256 << 10, PipeEnd { from, chunk: Vec::new(), at: 0 });
+            let tar = BufReader::with_capacity(256 << 10, end);
             let staged = self
                 .stage(&staging, |dir| pipeline::unpack_tar(tar, staging, dir, &self.apply, self));
             let died = || Err(io::Error::other("the thread that reads the upper layer died"));
@@ -165,14 +163,24 @@ fn config(parent: &Image, diff_id: &Digest, options: &CommitOptions) -> Result<V
     bytes(&config)
 }
 
-struct Pipe {
+/// What is written at one end, for another thread at the other end.
+pub(crate) fn pipe(stopper: &Stopper) -> (Pipe<'_>, PipeEnd) {
+    let (to, from) = sync_channel(8);
+    let pipe = Pipe { to, hash: Sha256::new(), chunk: Vec::new(), stopper };
+    (pipe, PipeEnd { from, chunk: Vec::new(), at: 0 })
+}
+
+/// The end that is written to; it hashes what passes.
+pub(crate) struct Pipe<'p> {
     to: SyncSender<Vec<u8>>,
     hash: Sha256,
     chunk: Vec<u8>,
+    stopper: &'p Stopper,
 }
 
-impl Write for Pipe {
+impl Write for Pipe<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stopper.check()?;
         self.hash.update(bytes);
         self.chunk.extend_from_slice(bytes);
         if self.chunk.len() >= 256 << 10 {
@@ -187,7 +195,8 @@ impl Write for Pipe {
     }
 }
 
-struct PipeEnd {
+/// The end that is read from.
+pub(crate) struct PipeEnd {
     from: Receiver<Vec<u8>>,
     chunk: Vec<u8>,
     at: usize,

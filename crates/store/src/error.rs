@@ -126,7 +126,7 @@ pub enum Error {
         /// Names that differ by little.
         near: Vec<String>,
     },
-    /// Work that nobody wants any more, since other work for the same failed: never told alone.
+    /// Work that nobody wants any more, by a [`crate::Stopper`], or since other work for the same failed.
     #[error("stopped")]
     Stopped,
     /// An image that containers use.

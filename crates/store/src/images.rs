@@ -228,12 +228,27 @@ impl Store {
     /// Takes a name away, and the image with its last name; by an id, the image with all its names.
     /// Its layers go where no other image has them. True where the image went.
     ///
-    /// Cost: one transaction and a rename a layer; the files go with [`Store::empty_trash`].
+    /// Cost: one transaction and a rename a layer, and a row for each of its files; the files go with
+    /// [`Store::empty_trash`].
     ///
     /// # Errors
     /// [`Error::NoImage`]; [`Error::InUse`] by a container.
     pub fn remove(&self, name: &str) -> Result<bool> {
-        let gone = self.meta.write(|txn| {
+        let gone = self.forget(name)?;
+        if gone {
+            self.collect_layers()?;
+        }
+        Ok(gone)
+    }
+
+    /// The same, but that the layers stay until [`Store::tidy`] is called, by whomever.
+    ///
+    /// Cost: one transaction.
+    ///
+    /// # Errors
+    /// As [`Store::remove`].
+    pub fn forget(&self, name: &str) -> Result<bool> {
+        self.meta.write(|txn| {
             let id = find(txn, name)?;
             let full =
                 name.parse::<Reference>().map_or_else(|_| name.to_owned(), |r| r.to_string());
@@ -257,11 +272,7 @@ impl Store {
             txn.execute("DELETE FROM tags WHERE image = ?1", [id.to_string()])?;
             txn.execute("DELETE FROM images WHERE id = ?1", [id.to_string()])?;
             Ok(true)
-        })?;
-        if gone {
-            self.collect_layers()?;
-        }
-        Ok(gone)
+        })
     }
 
     /// Where a name led before, the latest last.

@@ -2,8 +2,8 @@
 //!
 //! Reading order: [`id`], [`reference`] and [`manifest`] (names and documents), [`source`] (where
 //! images come from), [`tar`] (layers as they travel), `store` (the directory, its locks, what a
-//! crash leaves), `meta` (the database), `pull` and `pipeline`, `commit`, [`images`], [`collect`], [`save`],
-//! [`containers`], [`snapshots`], `applied` (layers as snapshots).
+//! crash leaves), `meta` (the database), `pull` and `pipeline`, `commit`, [`images`], [`collect`] and `verify`,
+//! [`save`], [`containers`], [`snapshots`], `applied` (layers as snapshots).
 
 mod applied;
 pub mod collect;
@@ -24,6 +24,7 @@ pub mod source;
 mod store;
 pub mod tar;
 mod tree;
+mod verify;
 
 pub use applied::AppliedLayer;
 pub use commit::CommitOptions;
@@ -35,4 +36,4 @@ pub use pull::PullOptions;
 pub use reference::Reference;
 pub use seam::Seam;
 pub use source::{BlobSource, Progress};
-pub use store::Store;
+pub use store::{Stopper, Store};

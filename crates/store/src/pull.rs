@@ -83,7 +83,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Source`]; [`Error::Mismatch`], [`Error::BadManifest`], [`Error::BadLayer`]: nothing
-    /// of the image is then shown, and what was good is kept for the next try.
+    /// of the image is then shown, and what was good is kept for the next try. [`Error::Stopped`] by a [`Stopper`].
     pub fn pull(
         &self,
         source: &dyn BlobSource,
@@ -107,6 +107,10 @@ impl Store {
         }
         let fetched = self.fetch(source, &missing, progress);
         let done = fetched.and_then(|(staged, partial)| {
+            if self.stopper.is_stopped() {
+                staged.iter().try_for_each(|staged| self.discard_now(&staged.dir))?;
+                return Err(Error::Stopped);
+            }
             self.publish(staged, |txn| image.add(txn, &diff_ids, name))?;
             partial.into_iter().try_for_each(Partial::remove)
         });
@@ -134,7 +138,7 @@ impl Store {
                 continue;
             }
             let name = layer_lock(&diff_id.hex());
-            let lock = self.lock(&name)?;
+            let lock = self.lock_layer(&diff_id.hex())?;
             // Another process may have brought it while this one waited.
             if absent(&diff_id)? {
                 locks.insert(diff_id, lock);
@@ -235,7 +239,7 @@ impl Store {
                         options: &self.apply,
                         objects: self,
                         progress,
-                        stopped: &|| failed.lock().is_some(),
+                        stopped: &|| self.stopper.is_stopped() || failed.lock().is_some(),
                     })
                 };
                 match self.stage(diff_id, job) {
@@ -261,7 +265,7 @@ impl Store {
         match failed.into_inner() {
             None => Ok((staged, partial)),
             Some(error) => {
-                staged.iter().try_for_each(|staged| self.discard(&staged.dir))?;
+                staged.iter().try_for_each(|staged| self.discard_now(&staged.dir))?;
                 Err(error)
             }
         }
@@ -281,7 +285,7 @@ impl Store {
         match fill(&dir) {
             Ok(filled) => Ok((dir, filled)),
             Err(e) => {
-                self.discard(&dir)?;
+                self.discard_now(&dir)?;
                 Err(e)
             }
         }

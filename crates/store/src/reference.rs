@@ -65,8 +65,7 @@ impl FromStr for Reference {
             Some(_) => (DEFAULT_REGISTRY, name.to_owned()),
             None => (DEFAULT_REGISTRY, format!("library/{name}")),
         };
-        let host = registry.bytes().all(|b| b.is_ascii_alphanumeric() || b".-:[]".contains(&b));
-        if registry.is_empty() || !host {
+        if !is_host(registry) {
             return bad("the registry is no host name");
         }
         if path.len() > 255 {
@@ -80,6 +79,26 @@ impl FromStr for Reference {
         let tag = tag.map(str::to_owned).or_else(|| digest.is_none().then(|| "latest".to_owned()));
         Ok(Self { registry: registry.to_owned(), repository: path, tag, digest })
     }
+}
+
+/// A host's name or address, and a port where there is one.
+fn is_host(text: &str) -> bool {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port),
+        _ => (text, "0"),
+    };
+    let port = !port.is_empty() && port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit());
+    if let Some(inner) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        return port && inner.parse::<std::net::Ipv6Addr>().is_ok();
+    }
+    let is_label = |label: &str| {
+        let word = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+        let bytes = label.as_bytes();
+        word(bytes.first())
+            && word(bytes.last())
+            && bytes.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-')
+    };
+    port && host.split('.').all(is_label)
 }
 
 /// Lower-case letters and digits, with `.`, one or two `_`, or any number of `-` between.
@@ -123,6 +142,7 @@ mod tests {
             ("team/app", "docker.io/team/app:latest"),
             ("localhost/app", "localhost/app:latest"),
             ("127.0.0.1:5000/a/b:t", "127.0.0.1:5000/a/b:t"),
+            ("[::1]:5000/a:t", "[::1]:5000/a:t"),
             ("docker.io/library/nginx", "docker.io/library/nginx:latest"),
             (&with_digest, &with_digest),
         ];
@@ -149,6 +169,13 @@ mod tests {
             "a:.t",
             "a@sha256:0",
             "/a",
+            "./a",
+            "a..b/c",
+            "-a.b/c",
+            "a.b:/c",
+            "a.b:x/c",
+            "[::1/c",
+            "[x.y]/c",
             "a b",
             &long,
         ] {

@@ -99,7 +99,8 @@ impl TarFile {
                 Error::BadManifest { what: "archive", why: format!("it has no file {name:?}") }
             })?;
         let mut file = File::open(&self.path).at(&self.path, "opening the archive")?;
-        file.seek(SeekFrom::Start(at + from)).at(&self.path, "reading the archive")?;
+        file.seek(SeekFrom::Start(at.saturating_add(from)))
+            .at(&self.path, "reading the archive")?;
         Ok(file.take(length.saturating_sub(from)))
     }
 }

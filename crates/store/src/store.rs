@@ -20,7 +20,9 @@ use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use layer::Namespace;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
@@ -42,6 +44,29 @@ pub struct Store {
     pub(crate) apply: apply::Options,
     seam: Seam,
     next: AtomicU64,
+    pub(crate) stopper: Stopper,
+}
+
+/// Ends what a store is busy with, from any thread: fetching, unpacking and writing layers. It comes back with an
+/// error, and leaves nothing but what has come of blobs from far away, with which the next try goes on.
+#[derive(Debug, Clone, Default)]
+pub struct Stopper(Arc<AtomicBool>);
+
+impl Stopper {
+    /// Ends it, once and for all.
+    pub fn stop(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has been ended.
+    pub fn is_stopped(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// The same as an error.
+    pub(crate) fn check(&self) -> std::io::Result<()> {
+        if self.is_stopped() { Err(std::io::Error::other("stopped")) } else { Ok(()) }
+    }
 }
 
 const DIRS: [&str; 7] = ["layers", "staging", "partial", "trash", "locks", "rw", "snapshots"];
@@ -87,7 +112,14 @@ impl Store {
             max_bytes: 256 << 30,
             share: content::can_share(&root.join("staging")),
         };
-        let store = Self { root: root.to_owned(), meta, apply, seam, next: AtomicU64::new(0) };
+        let store = Self {
+            root: root.to_owned(),
+            meta,
+            apply,
+            seam,
+            next: AtomicU64::new(0),
+            stopper: Stopper::default(),
+        };
         store.recover()?;
         Ok(store)
     }
@@ -96,6 +128,11 @@ impl Store {
     pub fn limit(&mut self, entries: u64, bytes: u64) {
         self.apply.max_entries = entries;
         self.apply.max_bytes = bytes;
+    }
+
+    /// What ends long work of this store.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
     }
 
     /// The directory of the store.
@@ -138,6 +175,20 @@ impl Store {
             step: "locking",
             source: Errno::WOULDBLOCK.into(),
         })
+    }
+
+    /// Waits for the lock of a layer, which may be as long as another process fetches it.
+    pub(crate) fn lock_layer(&self, hex: &str) -> Result<Lock> {
+        let name = layer_lock(hex);
+        loop {
+            if let Some(lock) = self.lock_if_free(&name)? {
+                return Ok(lock);
+            }
+            if self.stopper.is_stopped() {
+                return Err(Error::Stopped);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// A lock that nobody holds now.
@@ -266,6 +317,23 @@ impl Store {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
             done => done.at(path, "moving to the trash"),
         }
+    }
+
+    /// Moves a directory to the trash and removes it: what a failure leaves is not for later.
+    pub(crate) fn discard_now(&self, path: &Path) -> Result<()> {
+        self.before("moving to the trash", path)?;
+        let to = self.root.join("trash").join(self.unique());
+        fs::rename(path, &to).at(path, "moving to the trash")?;
+        self.before("emptying the trash", &to)?;
+        tree::remove(&to)
+    }
+
+    /// Whether there is something in the trash.
+    ///
+    /// # Errors
+    /// What can't be listed.
+    pub fn has_trash(&self) -> Result<bool> {
+        Ok(!self.names("trash")?.is_empty())
     }
 
     /// Removes what is in the trash: the slow part of every removal, for when nobody waits.

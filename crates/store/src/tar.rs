@@ -3,6 +3,6 @@
 pub mod apply;
 pub(crate) mod content;
 pub mod diff;
-mod finish;
+pub(crate) mod finish;
 pub mod read;
 pub mod recipe;

@@ -5,7 +5,7 @@ mod layout;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -46,19 +46,27 @@ fn pull(store: &Store, layout: &Path, tag: &str) -> store::Result<()> {
     store.pull(&source, Some(&name), &Quiet, &PullOptions::default()).map(drop)
 }
 
+/// What a life has come to: told before an image is taken away, and after it was said to be there.
+type Told<'t> = &'t dyn Fn(&str);
+
 /// What a store goes through: every verb that writes.
-fn live(root: &Path, layout: &Path, seam: Seam) -> store::Result<()> {
+fn live(root: &Path, layout: &Path, seam: Seam, told: Told<'_>) -> store::Result<()> {
     let store = Store::open_with(root, seam)?;
     pull(&store, layout, "a")?;
+    told("+localhost/a:1");
     pull(&store, layout, "b")?;
+    told("+localhost/b:1");
     let image = store.image("localhost/b:1")?;
     store.add_container("c1", "one", &image.id, "{}")?;
     let upper = store.writable_dir("c1").join("upper");
     fs::write(upper.join("new"), "new").expect("a file");
     let name = Some("localhost/c:1".to_owned());
     store.commit(&image, &upper, &CommitOptions { name, ..CommitOptions::default() })?;
+    told("+localhost/c:1");
     store.remove_container("c1")?;
+    told("-localhost/a:1");
     store.remove("localhost/a:1")?;
+    told("-localhost/c:1");
     store.remove("localhost/c:1")?;
     snapshots(&store, layout)?;
     store.collect().map(drop)
@@ -88,9 +96,16 @@ fn snapshots(store: &Store, layout: &Path) -> store::Result<()> {
     store.prepare_snapshot("kept", Some("base"), Kind::Active, &none).map(drop)
 }
 
-/// What must hold after anything, as soon as the store is opened again.
-fn sound(root: &Path, layout: &Path, when: &str) {
+/// What must hold after anything, as soon as the store is opened again; `told` is what the life before said.
+fn sound(root: &Path, layout: &Path, told: &str, when: &str) {
     let store = Store::open(root).expect(when);
+    // What was acknowledged is there; that all of it is whole is verified below.
+    let lines: Vec<&str> = told.lines().collect();
+    for name in lines.iter().filter_map(|line| line.strip_prefix('+')) {
+        if !lines.contains(&format!("-{name}").as_str()) {
+            store.image(name).unwrap_or_else(|e| panic!("{when}: {name} was acknowledged: {e}"));
+        }
+    }
     let names = |dir: &str| {
         let entries = fs::read_dir(root.join(dir)).expect(when);
         let names = entries.map(|entry| entry.expect(when).file_name().into_string().expect(when));
@@ -162,21 +177,31 @@ fn a_step_that_fails_leaves_a_sound_store() {
                 seen.fetch_add(1, Ordering::SeqCst);
                 if forever || after == 0 { Err(refused()) } else { Ok(()) }
             });
-            let done = live(&root, &layout, seam);
+            let said = parking_lot::Mutex::new(String::new());
+            let told = |line: &str| *said.lock() += &format!("{line}\n");
+            let done = live(&root, &layout, seam, &told);
             if failed.load(Ordering::SeqCst) == 0 {
                 done.expect("nothing failed");
                 assert!(step > 30, "only {step} steps");
                 break;
             }
-            sound(&root, &layout, &format!("step {step} failed, forever: {forever}"));
+            let when = format!("step {step} failed, forever: {forever}");
+            sound(&root, &layout, &said.into_inner(), &when);
             fs::remove_dir_all(&root).expect("a removal");
         }
     }
 }
 
+/// What a life told; one that came to nothing told nothing.
+fn said(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
 const STEP: &str = "STRATA_TEST_STEP";
 const PLACE: &str = "STRATA_TEST_PLACE";
 const LAYOUT: &str = "STRATA_TEST_LAYOUT";
+/// Where a life tells what it has come to: on a file system that stays.
+const TOLD: &str = "STRATA_TEST_TOLD";
 /// The file system that goes with the process.
 const POWER: &str = "STRATA_TEST_POWER";
 
@@ -187,11 +212,13 @@ fn a_process_that_is_killed_leaves_a_sound_store() {
     let own = std::env::current_exe().expect("this program");
     for step in 0.. {
         let place = temp.path().join(step.to_string());
+        let told = temp.path().join(format!("told-{step}"));
         let killed = Command::new(&own)
             .args(["--exact", "one_life_that_ends_at_a_step", "--ignored"])
             .env(STEP, step.to_string())
             .env(PLACE, &place)
             .env(LAYOUT, &layout)
+            .env(TOLD, &told)
             .output()
             .expect("a child");
         if killed.status.success() {
@@ -199,7 +226,7 @@ fn a_process_that_is_killed_leaves_a_sound_store() {
             break;
         }
         assert_eq!(killed.status.code(), None, "{killed:?}");
-        sound(&place, &layout, &format!("killed at step {step}"));
+        sound(&place, &layout, &said(&told), &format!("killed at step {step}"));
         fs::remove_dir_all(&place).expect("a removal");
     }
 }
@@ -266,14 +293,17 @@ fn power_fails(kind: &str) {
     let layout = images(temp.path());
     let own = std::env::current_exe().expect("this program");
     let disk = Disk::new(temp.path(), kind);
+    let mut acknowledged = 0;
     for step in 0.. {
         let place = disk.at.join(step.to_string());
+        let told = temp.path().join(format!("told-{step}"));
         let life = Command::new(&own)
             .args(["--exact", "one_life_that_ends_at_a_step", "--ignored"])
             .env(STEP, step.to_string())
             .env(PLACE, &place)
             .env(LAYOUT, &layout)
             .env(POWER, &disk.at)
+            .env(TOLD, &told)
             .output()
             .expect("a child");
         if life.status.success() {
@@ -283,9 +313,12 @@ fn power_fails(kind: &str) {
         assert_eq!(life.status.code(), None, "{life:?}");
         disk.unmount();
         disk.mount();
-        sound(&place, &layout, &format!("{kind}: power lost at step {step}"));
+        let said = said(&told);
+        acknowledged += said.lines().filter(|line| line.starts_with('+')).count();
+        sound(&place, &layout, &said, &format!("{kind}: power lost at step {step}"));
         fs::remove_dir_all(&place).expect("a removal");
     }
+    assert!(acknowledged > 20, "{acknowledged} times an image was acknowledged before the cut");
 }
 
 #[test]
@@ -314,5 +347,8 @@ fn one_life_that_ends_at_a_step() {
         }
         Ok(kill_process(getpid(), Signal::KILL)?)
     });
-    live(&place, &layout, seam).expect("a life");
+    let told = std::env::var_os(TOLD).map(PathBuf::from).expect("a place to tell");
+    let told = fs::File::options().append(true).create(true).open(told).expect("a file");
+    let told = |line: &str| writeln!(&told, "{line}").expect("telling");
+    live(&place, &layout, seam, &told).expect("a life");
 }

@@ -389,6 +389,79 @@ fn a_damaged_layer_is_found_and_its_images_go() {
     assert!(scene.store.check(false).unwrap().findings.is_empty());
 }
 
+type Harm = fn(&std::path::Path);
+
+#[test]
+fn what_is_not_as_the_tar_says_is_found_and_made_again_without_a_pull() {
+    if !root() {
+        return;
+    }
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let harms: [(&str, &str, Harm); 12] = [
+        ("a mode", "has mode 600, not 644", |tree| {
+            let mode = fs::Permissions::from_mode(0o600);
+            fs::set_permissions(tree.join("etc/gone"), mode).unwrap();
+        }),
+        ("an owner", "is of 5:5, not 0:0", |tree| {
+            std::os::unix::fs::lchown(tree.join("etc/link"), Some(5), Some(5)).unwrap();
+        }),
+        ("a time", "is of ", |tree| {
+            let file = fs::File::open(tree.join("etc/gone")).unwrap();
+            file.set_modified(std::time::UNIX_EPOCH).unwrap();
+        }),
+        ("an attribute less", "has another user.key, or none", |tree| {
+            rustix::fs::removexattr(tree.join("bin/capable"), "user.key").unwrap();
+        }),
+        ("an attribute more", "has user.more, which is not", |tree| {
+            let none = rustix::fs::XattrFlags::empty();
+            rustix::fs::setxattr(tree.join("etc"), "user.more", b"m", none).unwrap();
+        }),
+        ("a name less", "is gone", |tree| fs::remove_file(tree.join("etc/link")).unwrap()),
+        ("a name more", "is not of the layer", |tree| fs::write(tree.join("stray"), "").unwrap()),
+        ("a directory less", "is gone", |tree| fs::remove_dir(tree.join("var/old")).unwrap()),
+        ("a symlink elsewhere", "leads elsewhere", |tree| {
+            fs::remove_file(tree.join("etc/link")).unwrap();
+            symlink("/etc/shadow", tree.join("etc/link")).unwrap();
+        }),
+        ("a hard link less", "no longer the file", |tree| {
+            let copy = tree.join("etc/copy");
+            fs::copy(tree.join("etc/hosts"), &copy).unwrap();
+            fs::rename(copy, tree.join("etc/again")).unwrap();
+        }),
+        ("a device", "not CharacterDevice", |tree| {
+            fs::remove_file(tree.join("dev/null")).unwrap();
+            fs::write(tree.join("dev/null"), "").unwrap();
+        }),
+        ("a mark", "hides what is below it", |tree| {
+            let none = rustix::fs::XattrFlags::empty();
+            rustix::fs::setxattr(tree.join("var"), "trusted.overlay.opaque", b"y", none).unwrap();
+        }),
+    ];
+    let mut scene = Scene::new();
+    scene.layout.image("a", &[base(), top()]);
+    scene.pull("a").unwrap();
+    let image = scene.store.image("localhost/a:1").unwrap();
+    let tree = scene.store.layer_tree(&image.layers[0].diff_id);
+    for (harm, told, act) in harms {
+        act(&tree);
+        let report = scene.store.check(false).unwrap();
+        assert_eq!(report.findings.len(), 1, "{harm}: {report:?}");
+        assert!(report.findings[0].what.contains(told), "{harm}: {report:?}");
+        assert!(report.findings[0].whole, "{harm}: {report:?}");
+        let report = scene.store.check(true).unwrap();
+        assert_eq!(report.rebuilt, [image.layers[0].diff_id], "{harm}");
+        assert!(report.removed.is_empty(), "{harm}: {report:?}");
+        let report = scene.store.check(false).unwrap();
+        assert!(report.findings.is_empty(), "{harm}, repaired: {report:?}");
+    }
+    // What a container stands on is not taken from under it.
+    fs::write(tree.join("stray"), "").unwrap();
+    scene.store.add_container("c1", "one", &image.id, "{}").unwrap();
+    assert!(matches!(scene.store.check(true), Err(Error::InUse { .. })));
+    scene.store.remove_container("c1").unwrap();
+    assert_eq!(scene.store.check(true).unwrap().rebuilt.len(), 1);
+}
+
 #[test]
 fn what_a_dead_process_left_is_cleared_at_the_next_open() {
     let scene = Scene::new();

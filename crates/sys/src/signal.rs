@@ -80,6 +80,16 @@ pub fn is_resize(signal: i32) -> bool {
     signal == libc::SIGWINCH
 }
 
+fn is_ignored(signal: i32) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: no new action is given; the old one is written to a place that lives through the call, and is all
+    // integers and pointers, for which zeros are values.
+    unsafe {
+        libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
+    }
+}
+
 fn mask(how: i32, signals: &[i32]) -> io::Result<libc::sigset_t> {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigemptyset initialises the set that the others then read; no pointer outlives its call.
@@ -108,12 +118,29 @@ impl Ends {
         Ok(Self(Signals::hold(&TOLD[..3])?))
     }
 
+    /// The same but for signals that this process was started to ignore: by nohup(1), or in the background of a script.
+    ///
+    /// # Errors
+    /// As [`Signals::hold`].
+    pub fn hold_unless_ignored() -> io::Result<Self> {
+        let heeded: Vec<i32> = TOLD[..3].iter().copied().filter(|s| !is_ignored(*s)).collect();
+        Ok(Self(Signals::hold(&heeded)?))
+    }
+
     /// Waits for one of the signals.
     ///
     /// # Errors
     /// Of read(2).
     pub fn wait(&self) -> io::Result<()> {
-        self.0.wait().map(drop)
+        self.number().map(drop)
+    }
+
+    /// Waits for one of the signals; its number.
+    ///
+    /// # Errors
+    /// Of read(2).
+    pub fn number(&self) -> io::Result<i32> {
+        self.0.wait()
     }
 
     /// Lets the signals through again; those that came meanwhile are forgotten.

@@ -155,7 +155,7 @@ const MAX_SYMLINKS: usize = 40;
 const MAX_REPLACED: u64 = 10_000;
 
 /// The path without `.` and leading slashes. One that goes up is refused.
-fn clean(path: &[u8]) -> Done<PathBuf> {
+pub(crate) fn clean(path: &[u8]) -> Done<PathBuf> {
     let mut cleaned = PathBuf::new();
     for name in path.split(|b| *b == b'/') {
         match name {
@@ -171,7 +171,7 @@ fn clean(path: &[u8]) -> Done<PathBuf> {
 }
 
 /// Where a symlink in `dir` leads, as seen from the layer's root.
-fn target(dir: &Path, link: &[u8]) -> PathBuf {
+pub(crate) fn target(dir: &Path, link: &[u8]) -> PathBuf {
     let mut path = if link.starts_with(b"/") { PathBuf::new() } else { dir.to_owned() };
     for name in link.split(|b| *b == b'/') {
         match name {

@@ -127,7 +127,7 @@ impl Finish {
 
 /// The attributes that a layer may set: not the union's marks, by which it could hide or show files
 /// of other layers; not labels, which are the machine's.
-fn kept(xattrs: &[(Vec<u8>, Vec<u8>)]) -> impl Iterator<Item = (&[u8], &[u8])> {
+pub(crate) fn kept(xattrs: &[(Vec<u8>, Vec<u8>)]) -> impl Iterator<Item = (&[u8], &[u8])> {
     let marks: [&[u8]; 5] = [
         b"trusted.overlay.",
         b"user.overlay.",

@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -152,6 +152,70 @@ pub fn replay(recipe: &Path, layer: impl AsFd, to: &mut dyn Write) -> io::Result
         }
     }
     Ok(())
+}
+
+/// The tar of a recipe with nothing but zeros in its files: for whoever wants its headers alone.
+///
+/// # Errors
+/// Of the recipe's file.
+pub(crate) fn headers(recipe: &Path) -> io::Result<impl BufRead> {
+    let from =
+        io::BufReader::with_capacity(64 << 10, zstd::Decoder::new(std::fs::File::open(recipe)?)?);
+    Ok(Headers { from, raw: 0, zeros: 0 })
+}
+
+struct Headers<R> {
+    from: R,
+    /// What is left of the present record: bytes of the recipe, or of a file.
+    raw: u64,
+    zeros: u64,
+}
+
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// As many bytes of `some` as there are, but `most` at most.
+fn first(some: &[u8], most: u64) -> &[u8] {
+    &some[..usize::try_from(most).unwrap_or(usize::MAX).min(some.len())]
+}
+
+impl<R: BufRead> BufRead for Headers<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.raw == 0 && self.zeros == 0 {
+            match record(&mut self.from)? {
+                None => return Ok(&[]),
+                Some(Record::Raw(length)) => self.raw = length,
+                Some(Record::Data { length, .. }) => self.zeros = length,
+                Some(Record::Moved { .. }) => {}
+            }
+        }
+        if self.raw == 0 {
+            return Ok(first(&ZEROS, self.zeros));
+        }
+        let some = self.from.fill_buf()?;
+        if some.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(first(some, self.raw))
+    }
+
+    fn consume(&mut self, count: usize) {
+        if self.raw > 0 {
+            self.from.consume(count);
+            self.raw = self.raw.saturating_sub(count as u64);
+        } else {
+            self.zeros = self.zeros.saturating_sub(count as u64);
+        }
+    }
+}
+
+impl<R: BufRead> Read for Headers<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let some = self.fill_buf()?;
+        let count = some.len().min(into.len());
+        into[..count].copy_from_slice(&some[..count]);
+        self.consume(count);
+        Ok(count)
+    }
 }
 
 fn data(
