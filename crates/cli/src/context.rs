@@ -1,7 +1,10 @@
 //! What every command shares: where the store is, how results are printed, who is asked.
 
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use registry::{Client, Config};
 use serde::Serialize;
@@ -20,6 +23,9 @@ pub struct Context {
     pub json: bool,
 }
 
+/// How long people wait without a thought.
+const NOTICED: Duration = Duration::from_millis(200);
+
 impl Context {
     /// The store. Of a user who has others to map, by root among them: files of layers are theirs too. To be called
     /// before there is a second thread.
@@ -32,6 +38,29 @@ impl Context {
             tracing::debug!(%error, "files of layers are all ours");
         }
         self.place.open()
+    }
+
+    /// Removes layers that no image has, and their files. What takes longer than anybody notices goes on in a process of
+    /// its own: nothing needs what it removes, so that it may end at any point, and whoever is next goes on.
+    pub fn tidy(&self) -> anyhow::Result<()> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["gc", "--layers", "--root"])
+            .arg(self.place.root()?)
+            // Not ended with this one by the terminal, nor waited for by whoever reads what this one says.
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let begun = Instant::now();
+        while begun.elapsed() < NOTICED {
+            match child.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => anyhow::bail!("layers stay ({status}): strata gc says why"),
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+        Ok(())
     }
 
     /// A client with the logins and registries of this user and machine.

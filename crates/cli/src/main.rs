@@ -2,6 +2,7 @@
 
 mod commands;
 mod context;
+mod interruption;
 mod transport;
 
 use std::ffi::OsString;
@@ -135,7 +136,8 @@ fn main() -> ExitCode {
         Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("strata: {}", sentence(&e));
-            failure
+            let interrupted = e.downcast_ref::<interruption::Interrupted>();
+            interrupted.map_or(failure, interruption::Interrupted::code)
         }
     }
 }

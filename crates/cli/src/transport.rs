@@ -59,6 +59,8 @@ impl Place {
                 .map(|name| name.to_string_lossy().to_lowercase())
                 .unwrap_or_default();
             let stem = stem.strip_suffix(".tar").unwrap_or(&stem).to_owned();
+            // What came by standard input has no name.
+            let stem = if path.starts_with("/proc/self/fd") { "loaded".to_owned() } else { stem };
             let name = if tag.contains(['/', ':']) {
                 tag.to_owned()
             } else {

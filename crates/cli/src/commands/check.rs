@@ -1,15 +1,15 @@
-//! `strata check`: every layer against its digest.
+//! `strata check`: every layer against its digest and its tar.
 
 use anyhow::bail;
 
 use crate::context::Context;
 
-/// Verify every layer against its digest
+/// Verify every layer: its data against its digest, its names, owners, modes, times and attributes against its tar
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     context: Context,
-    /// Remove images with a damaged layer; they can be pulled again
+    /// Unpack layers anew where their data is whole; remove images with a layer that lacks data, to be pulled again
     #[arg(long)]
     repair: bool,
 }
@@ -20,9 +20,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let findings: Vec<_> = report
         .findings
         .iter()
-        .map(|f| serde_json::json!({ "layer": f.layer, "what": f.what, "images": f.images }))
+        .map(|f| serde_json::json!({ "layer": f.layer, "what": f.what, "images": f.images, "whole": f.whole }))
         .collect();
-    let told = serde_json::json!({ "layers": report.layers, "findings": findings, "removed": report.removed });
+    let told = serde_json::json!({ "layers": report.layers, "findings": findings, "rebuilt": report.rebuilt, "removed": report.removed });
     context.print(&told, |_| {
         let mut text =
             format!("{} layers verified, {} damaged\n", report.layers, report.findings.len());
@@ -34,13 +34,18 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
                 finding.images.join(", ")
             );
         }
+        for layer in &report.rebuilt {
+            text += &format!("unpacked {layer} anew\n");
+        }
         for name in &report.removed {
             text += &format!("removed {name}: pull it again\n");
         }
         text
     })?;
     if !report.findings.is_empty() && !args.repair {
-        bail!("the store is damaged: strata check --repair removes the images that are");
+        bail!(
+            "the store is damaged: strata check --repair unpacks layers anew where their data is whole, and removes images where it is not"
+        );
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use containers::Container;
 use store::CommitOptions;
 
 use super::place::{Place, become_root};
+use crate::interruption::Interruption;
 
 /// Make an image of a container: its image's layers, and one of what it changed
 #[derive(Debug, clap::Args)]
@@ -30,6 +31,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // First: a store opened by root among the users of containers gives files of layers to them.
     become_root()?;
     let store = args.place.open()?;
+    let interruption = Interruption::watch(&store)?;
     let container = Container::find(&store, &args.container)?;
     let name = args.image.as_deref().map(str::parse::<store::Reference>).transpose()?;
     let options = CommitOptions {
@@ -39,7 +41,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         created_by: Some(container.config.args.join(" ")),
         ..CommitOptions::default()
     };
-    let id = container.commit(&store, &options)?;
+    let committed = container.commit(&store, &options).map_err(anyhow::Error::from);
+    let id = interruption.judge(committed, "no image was made")?;
     writeln!(std::io::stdout(), "{id}")?;
     Ok(ExitCode::SUCCESS)
 }

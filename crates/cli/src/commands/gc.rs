@@ -7,11 +7,18 @@ use crate::context::{Context, size};
 pub struct Args {
     #[command(flatten)]
     context: Context,
+    /// Only layers that no image has, and files that were removed before; says nothing
+    #[arg(long)]
+    layers: bool,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let context = &args.context;
     let store = context.store()?;
+    if args.layers {
+        store.tidy()?;
+        return Ok(());
+    }
     let containers = containers::Container::remove_left(&store)?;
     let freed = store.collect()?;
     let told = serde_json::json!({

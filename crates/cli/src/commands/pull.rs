@@ -9,6 +9,7 @@ use serde::Serialize;
 use store::{Digest, Progress, PullOptions, Store};
 
 use crate::context::{Context, note, on_terminal, out, short};
+use crate::interruption::Interruption;
 use crate::transport::Place;
 
 /// Pull images into the store
@@ -36,9 +37,14 @@ struct Pulled {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let context = &args.context;
     let store = context.store()?;
+    let interruption = Interruption::watch(&store)?;
     let mut all = Vec::new();
     for text in &args.images {
-        all.extend(from(&store, text, context, args.quiet)?);
+        let pulled = from(&store, text, context, args.quiet, &interruption);
+        all.extend(interruption.judge(pulled, "the same pull goes on where this one stopped")?);
+    }
+    if store.has_trash()? {
+        context.tidy()?;
     }
     if context.json {
         return context.print(&all, |_| String::new());
@@ -49,9 +55,20 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn from(store: &Store, text: &str, context: &Context, quiet: bool) -> anyhow::Result<Vec<Pulled>> {
+fn from(
+    store: &Store,
+    text: &str,
+    context: &Context,
+    quiet: bool,
+    interruption: &Interruption,
+) -> anyhow::Result<Vec<Pulled>> {
     let mut all = Vec::new();
-    for (source, name) in Place::parse(text)?.images(|| context.client())? {
+    let client = || {
+        let client = context.client()?;
+        interruption.also(&client);
+        Ok(client)
+    };
+    for (source, name) in Place::parse(text)?.images(client)? {
         let name = name.map(|name| name.to_string());
         let bars = Bars::new(quiet || context.json);
         let options = PullOptions::default();
@@ -68,8 +85,12 @@ pub fn load(
     store: &Store,
     text: &str,
     context: &Context,
+    interruption: &Interruption,
 ) -> anyhow::Result<Vec<(Option<String>, Digest)>> {
-    Ok(from(store, text, context, true)?.into_iter().map(|p| (p.name, p.id)).collect())
+    Ok(from(store, text, context, true, interruption)?
+        .into_iter()
+        .map(|p| (p.name, p.id))
+        .collect())
 }
 
 /// A bar a layer on a terminal, a line a layer elsewhere.

@@ -20,7 +20,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let store = context.store()?;
     let mut told = Vec::new();
     for name in &args.images {
-        let gone = store.remove(name)?;
+        let gone = store.forget(name)?;
         told.push(serde_json::json!({ "name": name, "removed": gone }));
     }
     context.print(&told, |_| {
@@ -31,6 +31,5 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         args.images.iter().zip(&told).map(line).collect()
     })?;
     // The answer is out; the files go while nobody waits for it.
-    store.empty_trash()?;
-    Ok(())
+    context.tidy()
 }

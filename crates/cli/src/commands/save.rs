@@ -9,6 +9,7 @@ use store::Reference;
 use store::save::Format;
 
 use crate::context::Context;
+use crate::interruption::Interruption;
 
 /// Write images as an archive that docker, podman and skopeo load
 #[derive(Debug, clap::Args)]
@@ -30,6 +31,7 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let context = &args.context;
     let store = context.store()?;
+    let interruption = Interruption::watch(&store)?;
     let mut images = Vec::new();
     for name in &args.images {
         let image = store.image(name)?;
@@ -44,7 +46,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         if io::stdout().is_terminal() {
             bail!("an archive is nothing for a terminal: give -o FILE");
         }
-        return Ok(store.save(&images, format, &mut io::stdout().lock())?);
+        let saved = store.save(&images, format, &mut io::stdout().lock());
+        return interruption.judge(saved.map_err(Into::into), "what was written is no archive");
     };
     let file = File::create(path).with_context(|| format!("{path:?} can't be written"))?;
     let mut writer = io::BufWriter::with_capacity(1 << 20, file);
@@ -57,5 +60,5 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         // Half an archive is none.
         std::fs::remove_file(path).with_context(|| format!("{path:?} is left half written"))?;
     }
-    saved
+    interruption.judge(saved, "no archive was written")
 }
