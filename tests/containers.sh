@@ -154,6 +154,7 @@ echo "committed by podman and by umoci, loaded here: $(wc -l <"$D/ours") paths e
 
 # Nothing is left.
 strata rmi localhost/web-kernel:2 localhost/web-fuse:2 localhost/back:1 localhost/layout:3 "$nginx" "$busybox" "$registry_at/many:120" >/dev/null
+strata gc >/dev/null
 strata check
 expect "$(strata df --json | jq .layers)" 0 'layers that are left'
 [ -z "$(strata ps -aq)" ] || fail 'containers are left'
