@@ -54,6 +54,7 @@ story() { # program, image
   is 'a limit without privileges' $'1048576\nNo space left on device\nkept' "$("$strata" run --rm --size 1m "$2" sh -c '
     df -B1 --output=size / | tail -n 1 | tr -d " "; echo kept >/kept
     dd if=/dev/zero of=/full bs=64k count=100 2>&1 | grep -o "No space left on device"; rm /full; cat /kept')"
+  is 'another runtime without privileges' 33 "$("$strata" run --rm --runtime crun -u www-data "$2" id -u)"
   "$strata" check >/dev/null
   echo "$passed passed"
 }
@@ -64,7 +65,7 @@ fi
 . "$(dirname "$0")/lib.sh"
 images nginx:1
 [ "$(id -u)" = 0 ] || skip 'a user of its own needs root'
-need setpriv unshare newuidmap newgidmap curl skopeo docker-registry
+need setpriv unshare newuidmap newgidmap curl crun skopeo docker-registry
 strata_binary
 dir=$(mktemp -d)
 registry_at=127.0.0.1:5948

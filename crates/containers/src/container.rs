@@ -10,7 +10,7 @@
 //! state.json     what became of it
 //! started        there once it has run
 //! log            what it wrote, when nobody was attached
-//! config.json    the bundle of its last start
+//! config.json    the bundle of its last start; cgroup, pid and runtime/ belong to it
 //! ```
 
 use std::collections::BTreeMap;
@@ -22,7 +22,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use layer::Namespace;
 use runtime::cgroup::group;
-use runtime::launch::Runtime;
 use runtime::spec::{Mount, ProcessLimit, Resources};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -409,10 +408,6 @@ impl Container {
     pub fn remove(self, store: &Store) -> Result<()> {
         let _lock = self.lock_stopped()?;
         group::remove(&self.dir)?;
-        // What it remembers where it was killed.
-        if let Some(path) = self.config.runtime.clone().filter(|path| path.exists()) {
-            Runtime::Other(path).delete(&self.id)?;
-        }
         self.drop_from(store)
     }
 

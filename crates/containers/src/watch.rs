@@ -134,7 +134,7 @@ fn run(
         }
     }
     spec.write(&container.dir)?;
-    runtime.delete(&container.id)?;
+    runtime.delete(&container.dir, &container.id)?;
     let files = Files { stdin: inherit(0)?, stdout: inherit(1)?, stderr: inherit(2)? };
     let mut child =
         runtime.start(&container.dir, &container.id, files, ready.as_ref(), group.is_some())?;

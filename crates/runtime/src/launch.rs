@@ -27,6 +27,9 @@ pub const INNER: &str = "__inner";
 /// Where another runtime leaves the process id.
 const PID_FILE: &str = "pid";
 
+/// Where another runtime keeps what it knows.
+const STATE: &str = "runtime";
+
 /// What starts processes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Runtime {
@@ -152,10 +155,14 @@ impl Runtime {
                 let mut command = if Spec::read(bundle)?.has(NamespaceKind::Pid) {
                     unshare(UnshareFlags::NEWPID)?;
                     let mut command = Command::new("/proc/self/exe");
-                    command.arg0("strata").arg(GUARD).arg(path).args(manager(path, grouped));
+                    command
+                        .arg0("strata")
+                        .arg(GUARD)
+                        .arg(path)
+                        .args(options(path, bundle, grouped));
                     command
                 } else {
-                    other(path, grouped)
+                    other(path, bundle, grouped)
                 };
                 command.args(["run", "--pid-file"]).arg(bundle.join(PID_FILE));
                 command.arg("--bundle").arg(bundle).arg(id);
@@ -199,9 +206,9 @@ impl Runtime {
     ///
     /// # Errors
     /// [`Error::Runtime`] where the program is not there.
-    pub fn delete(&self, id: &str) -> Result<()> {
+    pub fn delete(&self, bundle: &Path, id: &str) -> Result<()> {
         let Self::Other(path) = self else { return Ok(()) };
-        let mut command = other(path, false);
+        let mut command = other(path, bundle, false);
         command.args(["delete", "--force", id]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         match command.status() {
@@ -217,16 +224,21 @@ pub fn code(status: ExitStatus) -> u8 {
     inside::code(status)
 }
 
-/// Another runtime, told to leave control groups alone where there is none to make and it can be told.
-fn other(path: &Path, grouped: bool) -> Command {
+fn other(path: &Path, bundle: &Path, grouped: bool) -> Command {
     let mut command = Command::new(path);
-    command.args(manager(path, grouped));
+    command.args(options(path, bundle, grouped));
     command
 }
 
-fn manager(path: &Path, grouped: bool) -> Option<&'static str> {
-    let told = if grouped { "--cgroup-manager=cgroupfs" } else { "--cgroup-manager=disabled" };
-    is_crun(path).then_some(told)
+/// Another runtime is told to keep what it knows of a container with that, where its user may write, and to leave
+/// control groups alone where there is none to make and it can be told.
+fn options(path: &Path, bundle: &Path, grouped: bool) -> Vec<OsString> {
+    let mut options = vec!["--root".into(), bundle.join(STATE).into_os_string()];
+    if is_crun(path) {
+        let manager = if grouped { "cgroupfs" } else { "disabled" };
+        options.push(format!("--cgroup-manager={manager}").into());
+    }
+    options
 }
 
 fn is_crun(path: &Path) -> bool {
