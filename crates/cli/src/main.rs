@@ -62,6 +62,7 @@ enum Strata {
     #[command(visible_alias = "unmount")]
     Umount(commands::mount::UnmountArgs),
     Volume(commands::volume::Args),
+    Wait(commands::stop::WaitArgs),
 }
 
 /// What this program is executed for by itself.
@@ -127,6 +128,7 @@ fn main() -> ExitCode {
         Strata::Start(args) => commands::start::run(&args),
         Strata::Stop(args) => commands::stop::run(&args),
         Strata::Try(args) => commands::try_::run(&args),
+        Strata::Wait(args) => commands::stop::wait(&args),
         Strata::Volume(args) => commands::volume::run(&args),
         Strata::Umount(args) => commands::mount::unmount(&args).map(|()| ExitCode::SUCCESS),
     };

@@ -181,9 +181,10 @@ fn what_runs_can_be_entered_and_ended_and_the_truth_is_told() {
         }
         assert!(scene.bad(&["run", "--name", "svc", "base"]).contains("already"));
         scene.good(&["stop", "svc"]);
+        assert_eq!(scene.good(&["wait", "svc"]), "3\n");
         assert_eq!(scene.status("svc"), "exited");
         assert!(scene.good(&["ps", "--all"]).contains("exited 3"));
-        assert_eq!(scene.good(&["logs", "svc"]), "up\n");
+        assert_eq!(scene.good(&["logs", "--tail", "1", "svc"]), "up\n");
         assert!(scene.bad(&["exec", "svc", "id"]).contains("not running"));
         // Whoever watches it is killed: nothing of it goes on, and it starts again with its data.
         scene.good(&["start", "svc"]);

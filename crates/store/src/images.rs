@@ -156,10 +156,20 @@ pub(crate) fn near(name: &str, names: Vec<String>) -> Vec<String> {
         let short = full.strip_prefix("docker.io/library/").unwrap_or(full);
         short.strip_suffix(":latest").unwrap_or(short).to_owned()
     };
+    // Whoever leaves out the registry or the tag means that one, too.
+    let last = |full: &str| {
+        let last = full.rsplit('/').next().unwrap_or(full);
+        last.split(['@', ':']).next().unwrap_or(last).to_owned()
+    };
     let mut scored: Vec<(usize, String)> = names
         .into_iter()
-        .map(|full| (distance(name, &short(&full)).min(distance(name, &full)), short(&full)))
-        .filter(|(distance, full)| *distance <= 3 && *distance < full.len())
+        .filter_map(|full| {
+            let whole = distance(name, &short(&full)).min(distance(name, &full));
+            let (own, asked) = (last(&full), last(name));
+            let part = distance(&asked, &own);
+            let near = whole <= 3 && whole < short(&full).len();
+            (near || part <= own.len() / 3).then(|| (whole.min(part + 1), short(&full)))
+        })
         .collect();
     scored.sort();
     scored.into_iter().map(|(_, name)| name).take(3).collect()
@@ -370,6 +380,9 @@ mod tests {
         let near = |name| near(name, names.map(str::to_owned).to_vec());
         assert_eq!(near("nginx:2"), ["nginx:1"]);
         assert_eq!(near("busibox"), ["busybox"]);
+        assert_eq!(near("quay.io/me/busybox"), ["busybox"]);
+        let there = super::near("busibox", vec!["localhost/busybox:1".to_owned()]);
+        assert_eq!(there, ["localhost/busybox:1"]);
         assert_eq!(near("something-else"), [""; 0]);
     }
 }

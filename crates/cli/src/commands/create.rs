@@ -290,7 +290,12 @@ fn new_file(path: &Path) -> anyhow::Result<File> {
 fn image(store: &Store, place: &Place, name: &str) -> anyhow::Result<Image> {
     let transports = ["docker://", "oci:", "oci-archive:", "docker-archive:"];
     if !transports.iter().any(|transport| name.starts_with(transport)) {
-        return Ok(store.image(name)?);
+        return store.image(name).map_err(|error| match &error {
+            store::Error::NoImage { near, .. } if near.is_empty() => {
+                anyhow::anyhow!("{error}; strata pull {name} brings it")
+            }
+            _ => error.into(),
+        });
     }
     // By a process of its own: one without privileges that pulls becomes root of a user namespace.
     let mut command = Command::new("/proc/self/exe");

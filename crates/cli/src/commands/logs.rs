@@ -1,7 +1,7 @@
 //! `strata logs`: what a container wrote while nobody was attached.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -19,6 +19,9 @@ pub struct Args {
     /// Go on until it ends
     #[arg(short, long)]
     follow: bool,
+    /// Only the last lines of what is there
+    #[arg(short = 'n', long, value_name = "LINES")]
+    tail: Option<usize>,
     /// Name or id
     container: String,
 }
@@ -35,6 +38,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         Err(e) => return Err(e).with_context(|| format!("cannot read {path:?}")),
     };
+    if let Some(lines) = args.tail {
+        skip(&mut log, lines).with_context(|| format!("cannot read {path:?}"))?;
+    }
     let mut out = io::stdout().lock();
     loop {
         // Asked before the rest is read: what comes after is the end.
@@ -45,5 +51,45 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Goes to where the last `lines` lines begin.
+fn skip(log: &mut File, lines: usize) -> io::Result<()> {
+    let mut starts = std::collections::VecDeque::from([0]);
+    let (mut reader, mut at, mut line) = (BufReader::new(&*log), 0, Vec::new());
+    loop {
+        let read = reader.read_until(b'\n', &mut line)?;
+        if read == 0 {
+            break;
+        }
+        at += read as u64;
+        line.clear();
+        starts.push_back(at);
+        if starts.len() > lines + 1 {
+            starts.pop_front();
+        }
+    }
+    // The last start is the end, unless nothing at all is wanted.
+    log.seek(SeekFrom::Start(starts.front().copied().unwrap_or(0)))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn the_last_lines_are_found() {
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(b"one\ntwo\nthree").expect("written");
+        for (lines, want) in [(0, ""), (1, "three"), (2, "two\nthree"), (9, "one\ntwo\nthree")] {
+            file.rewind().expect("rewound");
+            skip(&mut file, lines).expect("found");
+            let mut text = String::new();
+            file.read_to_string(&mut text).expect("read");
+            assert_eq!(text, want, "{lines}");
+        }
     }
 }

@@ -16,6 +16,9 @@ pub struct Args {
     /// Also those that run
     #[arg(short, long)]
     force: bool,
+    /// Of no effect: there are no volumes without a name, and those with one stay
+    #[arg(short, long, hide = true)]
+    volumes: bool,
     /// Names or ids
     #[arg(required = true)]
     containers: Vec<String>,

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use containers::Container;
+use containers::container::Status;
 
 use super::place::Place;
 
@@ -14,8 +15,18 @@ pub struct Args {
     #[command(flatten)]
     place: Place,
     /// Seconds that they have
-    #[arg(short, long, default_value = "10", value_name = "SECONDS")]
+    #[arg(short, long, alias = "timeout", default_value = "10", value_name = "SECONDS")]
     time: u64,
+    /// Names or ids
+    #[arg(required = true)]
+    containers: Vec<String>,
+}
+
+/// Wait until containers end, and print their exit statuses
+#[derive(Debug, clap::Args)]
+pub struct WaitArgs {
+    #[command(flatten)]
+    place: Place,
     /// Names or ids
     #[arg(required = true)]
     containers: Vec<String>,
@@ -39,6 +50,19 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     for name in &args.containers {
         Container::find(&store, name)?.stop(Duration::from_secs(args.time))?;
         writeln!(std::io::stdout(), "{name}")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn wait(args: &WaitArgs) -> anyhow::Result<ExitCode> {
+    let store = args.place.open()?;
+    for name in &args.containers {
+        let container = Container::find(&store, name)?;
+        while container.status()? == Status::Running {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // One that was cut off has no status of its own: whoever watched it was killed.
+        writeln!(std::io::stdout(), "{}", container.state().exit_code.unwrap_or(137))?;
     }
     Ok(ExitCode::SUCCESS)
 }
