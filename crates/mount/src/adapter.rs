@@ -128,6 +128,20 @@ impl Adapter {
         OpenOut { fh, open_flags, backing_id: backing.unwrap_or(0) }
     }
 
+    /// Opens a file that the kernel has already for reading and writing itself.
+    fn open_again(&self, node: u64, flags: OFlags) -> Option<OpenOut> {
+        if flags.contains(OFlags::TRUNC) {
+            return None;
+        }
+        let backing_id = self.passthrough.again(node)?;
+        let Some(open) = self.union.open_file_later(NodeId(node), flags) else {
+            self.passthrough.closed(node);
+            return None;
+        };
+        let open_flags = fopen::NOFLUSH | fopen::PARALLEL_DIRECT_WRITES | fopen::PASSTHROUGH;
+        Some(OpenOut { fh: self.files.insert(open), open_flags, backing_id })
+    }
+
     fn in_upper(&self, open: &OpenFile) -> bool {
         self.union.backing(open).is_ok_and(|backing| backing.in_upper)
     }
@@ -171,7 +185,9 @@ impl FileSystem for Adapter {
     }
 
     fn forget(&self, node: u64, count: u64) {
-        self.union.forget(NodeId(node), count);
+        if self.union.forget_all(NodeId(node), count) {
+            self.passthrough.forgotten(node);
+        }
         // The kernel forgets in bulk when memory is short, or dropped by hand.
         if self.forgotten.fetch_add(1, Ordering::Relaxed) % FORGOTTEN == FORGOTTEN - 1 {
             sys::memory::give_back();
@@ -260,6 +276,9 @@ impl FileSystem for Adapter {
         let flags = OFlags::from_bits_retain(input.flags);
         if flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC) {
             self.writable()?;
+        }
+        if let Some(known) = self.open_again(request.node, flags) {
+            return Ok(known);
         }
         let open = self.union.open_file(node(request), flags);
         Ok(self.opened(open.map_err(refused)?))

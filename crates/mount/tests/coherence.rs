@@ -123,3 +123,70 @@ fn a_read_only_mount_reads() {
     let error = fs::write(scene.path("file"), "no").unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
 }
+
+/// The kernel keeps a file of the upper layer for its next open: it must be that file, and go with its last name.
+#[test]
+fn a_file_that_is_opened_again_is_what_it_has_become() {
+    let Some(scene) = Scene::new(|lower| fs::write(lower.join("low"), "aaaa").unwrap()) else {
+        return;
+    };
+    let path = scene.path("file");
+    for round in 0..20 {
+        let data = format!("round {round}");
+        if round % 3 == 0 {
+            fs::write(&path, &data).unwrap();
+        } else {
+            // Another file takes the name.
+            fs::write(scene.path("other"), &data).unwrap();
+            fs::rename(scene.path("other"), &path).unwrap();
+        }
+        for _ in 0..3 {
+            assert_eq!(text(&mut File::open(&path).unwrap()), data);
+        }
+        let (mut reader, mut writer) = (File::open(&path).unwrap(), writer(&path));
+        writer.seek(SeekFrom::End(0)).unwrap();
+        writer.write_all(b"!").unwrap();
+        // What only an open descriptor of the daemon can do.
+        rustix::fs::fallocate(&writer, rustix::fs::FallocateFlags::KEEP_SIZE, 0, 1 << 16).unwrap();
+        writer.sync_all().unwrap();
+        assert_eq!(text(&mut reader), format!("{data}!"));
+        if round % 5 == 4 {
+            fs::remove_file(&path).unwrap();
+            writer.write_all(b"?").unwrap();
+            writer.sync_all().unwrap();
+            assert_eq!(text(&mut reader), format!("{data}!?"));
+            assert_eq!(rustix::fs::seek(&writer, rustix::fs::SeekFrom::Data(0)).unwrap(), 0);
+            fs::write(&path, "").unwrap();
+        }
+    }
+    fs::write(scene.path("low"), "b").unwrap();
+    for _ in 0..3 {
+        assert_eq!(text(&mut File::open(scene.path("low")).unwrap()), "b");
+    }
+}
+
+#[test]
+fn what_was_open_once_gives_its_room_back_with_its_name() {
+    let Some(scene) = Scene::new(|lower| fs::write(lower.join("low"), "aaaa").unwrap()) else {
+        return;
+    };
+    let path = scene.path("big");
+    let free = || rustix::fs::statvfs(scene.path("")).unwrap().f_bfree * 4096;
+    fs::write(&path, vec![7; 64 << 20]).unwrap();
+    drop(File::open(&path).unwrap().sync_all());
+    text_len(&path);
+    let before = free();
+    fs::remove_file(&path).unwrap();
+    // The kernel says that it has forgotten the file, and does not wait for anybody to hear it.
+    let freed = (0..200).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(25));
+        free() > before + (48 << 20)
+    });
+    assert!(freed, "{} bytes are free after the removal, {before} before", free());
+}
+
+fn text_len(path: &Path) {
+    for _ in 0..3 {
+        assert_eq!(fs::read(path).unwrap().len(), 64 << 20);
+    }
+}

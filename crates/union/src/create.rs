@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use layer::{Owner, WANTED, mark};
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Uid, XattrFlags, chmodat, chownat, fchmod,
-    fchown, fgetxattr, fsetxattr, linkat, mkdirat, mknodat, openat, renameat, renameat_with, statx,
-    symlinkat, unlinkat,
+    AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Statx, Uid, XattrFlags, chmodat, chownat,
+    fchmod, fchown, fgetxattr, fsetxattr, linkat, mkdirat, mknodat, openat, renameat,
+    renameat_with, statx, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -38,7 +38,7 @@ pub struct Caller {
 }
 
 /// What is made.
-enum New<'a> {
+pub(crate) enum New<'a> {
     File,
     Dir,
     Symlink(&'a OsStr),
@@ -57,17 +57,11 @@ impl Union {
         name: &OsStr,
         mode: u32,
     ) -> Result<(Entry, Arc<OpenFile>)> {
-        let (node, fd) = self.make(by, parent, name, mode, &New::File)?;
+        let Made { node, fd, stat } = self.make(by, parent, name, mode, &New::File)?;
         let fd = fd.ok_or_else(|| refused(Path::new(name), Errno::IO))?;
         let open = self.opened(&node, fd);
-        match self.attr(&node) {
-            Ok(attr) => Ok((Entry { node: node.id, attr }, open)),
-            Err(e) => {
-                self.close(&open);
-                self.forget(node.id, 1);
-                Err(e)
-            }
-        }
+        let entry = self.entry(node, stat).inspect_err(|_| self.close(&open))?;
+        Ok((entry, open))
     }
 
     /// Makes a directory, opaque where lower layers have one under that name.
@@ -75,7 +69,8 @@ impl Union {
     /// # Errors
     /// As [`Union::create`].
     pub fn mkdir(&self, by: Caller, parent: NodeId, name: &OsStr, mode: u32) -> Result<Entry> {
-        self.entry(self.make(by, parent, name, mode, &New::Dir)?.0)
+        let made = self.make(by, parent, name, mode, &New::Dir)?;
+        self.entry(made.node, made.stat)
     }
 
     /// Makes a symlink.
@@ -89,7 +84,8 @@ impl Union {
         name: &OsStr,
         target: &OsStr,
     ) -> Result<Entry> {
-        self.entry(self.make(by, parent, name, 0o777, &New::Symlink(target))?.0)
+        let made = self.make(by, parent, name, 0o777, &New::Symlink(target))?;
+        self.entry(made.node, made.stat)
     }
 
     /// Makes a regular file, FIFO, socket or device. `device` as makedev(3) packs it.
@@ -109,11 +105,17 @@ impl Union {
             return Err(refused(Path::new(name), Errno::PERM));
         }
         let new = if kind == FileType::RegularFile { New::File } else { New::Node(kind, device) };
-        self.entry(self.make(by, parent, name, mode, &new)?.0)
+        let made = self.make(by, parent, name, mode, &new)?;
+        self.entry(made.node, made.stat)
     }
 
-    fn entry(&self, node: Arc<Node>) -> Result<Entry> {
-        match self.attr(&node) {
+    /// What a new node shows, whose attributes may be known.
+    fn entry(&self, node: Arc<Node>, stat: Option<Statx>) -> Result<Entry> {
+        let attr = match stat.filter(|_| !self.has_owners) {
+            Some(stat) => Ok(self.attr_of(&node, &stat)),
+            None => self.attr(&node),
+        };
+        match attr {
             Ok(attr) => Ok(Entry { node: node.id, attr }),
             Err(e) => {
                 self.forget(node.id, 1);
@@ -129,7 +131,7 @@ impl Union {
         name: &OsStr,
         mode: u32,
         new: &New<'_>,
-    ) -> Result<(Arc<Node>, Option<OwnedFd>)> {
+    ) -> Result<Made> {
         let parent = self.node(parent)?;
         let upper = self.upper(&parent)?;
         check_name(name)?;
@@ -137,8 +139,12 @@ impl Union {
             return Err(refused(&self.path_in(&parent, name), Errno::NOTDIR));
         }
         self.copy_up(&parent, Data::All)?;
-        let temp = upper.temp();
         let taken = self.take_inode(&parent, name)?;
+        if let Some(made) = self.make_in_place(upper.creator, by, &parent, name, mode, new)? {
+            taken.keep();
+            return Ok(made);
+        }
+        let temp = upper.temp();
         let (work, staged) = self.stage_new(upper, &parent, by, mode, new, &temp)?;
         let made = (|| {
             let _names = parent.names.write();
@@ -158,9 +164,9 @@ impl Union {
         if work.is_apart() {
             upper.discard(&work.name);
         }
-        let made = made?;
+        let (node, stat) = made?;
         taken.keep();
-        Ok((made, staged))
+        Ok(Made { node, fd: staged, stat: Some(stat) })
     }
 
     /// An inode of the limit, given back where nothing comes of it.
@@ -174,7 +180,7 @@ impl Union {
     }
 
     /// The node of what has just been made under a name, whose directory's `names` is held.
-    fn enter_new(&self, parent: &Arc<Node>, name: &OsStr) -> Result<Arc<Node>> {
+    fn enter_new(&self, parent: &Arc<Node>, name: &OsStr) -> Result<(Arc<Node>, Statx)> {
         let dir = self.upper_dir(parent)?;
         let stat = statx(&*dir, name, AtFlags::SYMLINK_NOFOLLOW, WANTED)
             .map_err(|e| call(&self.path_in(parent, name), Step::Publish, "statx", e))?;
@@ -182,7 +188,9 @@ impl Union {
         let found = Name { stat, layer: LayerIndex(0), body, ino: None };
         let place = Place::new(parent, name);
         let entered = self.table.enter(Some(place), self.candidate(found), || true);
-        Ok(entered.ok_or_else(|| refused(&self.path_in(parent, name), Errno::STALE))?.0)
+        let (node, _) =
+            entered.ok_or_else(|| refused(&self.path_in(parent, name), Errno::STALE))?;
+        Ok((node, stat))
     }
 
     /// Refuses a name that is shown, in a directory whose `names` is held; and a directory that has
@@ -383,7 +391,7 @@ impl Union {
             space.goes_at_close(node.id);
         }
         taken.keep();
-        Ok((self.entry(node)?, open))
+        Ok((self.entry(node, None)?, open))
     }
 
     /// Gives `node` one name more.
@@ -441,8 +449,17 @@ impl Union {
         self.table.add_place(&node, Place::new(&parent, name));
         self.table.identify(&node, inode(LayerIndex(0), &stat));
         node.lookups.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        self.entry(Arc::clone(&node))
+        self.entry(Arc::clone(&node), None)
     }
+}
+
+/// What was made.
+pub(crate) struct Made {
+    pub node: Arc<Node>,
+    /// Of a regular file, for reading and writing.
+    pub fd: Option<OwnedFd>,
+    /// Its attributes in the upper layer.
+    pub stat: Option<Statx>,
 }
 
 /// An inode that was taken from the limit.
@@ -499,7 +516,7 @@ fn current(fd: &OwnedFd) -> std::result::Result<Mode, Errno> {
     Ok(Mode::from_raw_mode(rustix::fs::fstat(fd)?.st_mode & 0o7777))
 }
 
-fn default_acl(dir: &OwnedFd) -> std::result::Result<Option<Vec<u8>>, Errno> {
+pub(crate) fn default_acl(dir: &OwnedFd) -> std::result::Result<Option<Vec<u8>>, Errno> {
     let mut value = vec![0; 4096];
     match fgetxattr(dir, DEFAULT_ACL, &mut value) {
         Ok(len) => {

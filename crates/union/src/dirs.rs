@@ -38,6 +38,22 @@ pub(crate) struct LayerDir {
     known: Arc<Known>,
 }
 
+impl LayerDir {
+    /// Whether the directory has an ACL for what is made in it; `ask` is asked once.
+    pub fn has_default_acl<E>(&self, ask: impl FnOnce() -> Result<bool, E>) -> Result<bool, E> {
+        let mut known = self.known.default_acl.lock();
+        match *known {
+            Some(known) => Ok(known),
+            None => Ok(*known.insert(ask()?)),
+        }
+    }
+
+    /// It may have another from now on.
+    pub fn default_acl_changed(&self) {
+        *self.known.default_acl.lock() = None;
+    }
+}
+
 /// What is known of the names of a directory.
 #[derive(Debug)]
 struct Known {
@@ -46,6 +62,8 @@ struct Known {
     names: OnceLock<Option<Box<[u64]>>>,
     /// Whether files in it may have their data, or their first inode, elsewhere.
     impure: Mutex<Option<bool>>,
+    /// Whether it has an ACL for what is made in it.
+    default_acl: Mutex<Option<bool>>,
     all: Arc<AtomicUsize>,
 }
 
@@ -108,6 +126,7 @@ impl DirCache {
             misses: AtomicU32::new(0),
             names: OnceLock::new(),
             impure: Mutex::default(),
+            default_acl: Mutex::default(),
             all,
         };
         let dir = LayerDir { fd: Arc::new(fd), path: Arc::from(path), known: Arc::new(known) };

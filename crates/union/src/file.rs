@@ -24,8 +24,8 @@ const PIECE: usize = 1 << 20;
 pub struct OpenFile {
     pub(crate) node: Arc<Node>,
     flags: OFlags,
-    /// The descriptor, and the node's version that it is of.
-    real: RwLock<(u32, Arc<OwnedFd>)>,
+    /// The descriptor, and the node's version that it is of; none until it is needed.
+    real: RwLock<Option<(u32, Arc<OwnedFd>)>>,
 }
 
 /// The descriptor behind an open file.
@@ -97,7 +97,7 @@ impl Union {
         })();
         match opened {
             Ok((version, fd, flags)) => {
-                Ok(Arc::new(OpenFile { node, flags, real: RwLock::new((version, fd)) }))
+                Ok(Arc::new(OpenFile { node, flags, real: RwLock::new(Some((version, fd))) }))
             }
             Err(e) => {
                 self.table.closed(&node);
@@ -106,12 +106,30 @@ impl Union {
         }
     }
 
+    /// Opens a regular file that the kernel reads and writes itself, and whose descriptor it has: nothing is opened
+    /// before it is needed. None where that does not do, and for `O_TRUNC`.
+    pub fn open_file_later(&self, node: NodeId, flags: OFlags) -> Option<Arc<OpenFile>> {
+        let node = self.table.get(node)?;
+        let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR);
+        let plain = {
+            let body = node.body.read();
+            body.rest.is_none() && (body.upper || !writes)
+        };
+        if !plain || flags.contains(OFlags::TRUNC) || node.kind != FileType::RegularFile {
+            return None;
+        }
+        node.opens.fetch_add(1, Ordering::AcqRel);
+        let access = if writes { OFlags::RDWR } else { OFlags::RDONLY };
+        let flags = access | (flags & OFlags::DIRECT);
+        Some(Arc::new(OpenFile { node, flags, real: RwLock::new(None) }))
+    }
+
     pub(crate) fn opened(&self, node: &Arc<Node>, fd: OwnedFd) -> Arc<OpenFile> {
         node.opens.fetch_add(1, Ordering::AcqRel);
         let fd = Arc::new(fd);
         let mut body = node.body.write();
         body.anchor.get_or_insert_with(|| Arc::clone(&fd));
-        let real = RwLock::new((body.version, fd));
+        let real = RwLock::new(Some((body.version, fd)));
         drop(body);
         Arc::new(OpenFile { node: Arc::clone(node), flags: OFlags::RDWR, real })
     }
@@ -146,8 +164,8 @@ impl Union {
         let version = open.node.body.read().version;
         {
             let real = open.real.read();
-            if real.0 == version {
-                return Ok(Arc::clone(&real.1));
+            if let Some((_, fd)) = real.as_ref().filter(|(known, _)| *known == version) {
+                return Ok(Arc::clone(fd));
             }
         }
         let mut real = open.real.write();
@@ -155,12 +173,20 @@ impl Union {
             let body = open.node.body.read();
             (body.version, body.anchor.clone())
         };
-        if real.0 != version {
-            let fail = |e| self.fail(&open.node, Step::Read, "open", e);
-            let anchor = anchor.ok_or_else(|| fail(Errno::STALE))?;
-            *real = (version, Arc::new(reopen_fd(&anchor, open.flags).map_err(fail)?));
+        if let Some((_, fd)) = real.as_ref().filter(|(known, _)| *known == version) {
+            return Ok(Arc::clone(fd));
         }
-        Ok(Arc::clone(&real.1))
+        let fail = |e| self.fail(&open.node, Step::Read, "open", e);
+        let fd = match anchor {
+            Some(anchor) => reopen_fd(&anchor, open.flags).map_err(fail)?,
+            None if real.is_none() => {
+                self.reopen(&open.node, &self.real(&open.node)?, open.flags)?
+            }
+            None => return Err(fail(Errno::STALE)),
+        };
+        let fd = Arc::new(fd);
+        *real = Some((version, Arc::clone(&fd)));
+        Ok(fd)
     }
 
     /// As [`Union::fd`], in the upper layer: a file that was opened for reading may be changed too,

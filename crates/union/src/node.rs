@@ -310,13 +310,14 @@ impl Table {
     }
 
     /// Gives back lookups; a node that nothing needs any more is dropped, and the directories above
-    /// it that lived for its sake. The directories among them are told.
-    pub fn forget(&self, id: NodeId, count: u64) -> Vec<NodeId> {
+    /// it that lived for its sake. The directories among them are told, and whether no lookup is left.
+    pub fn forget(&self, id: NodeId, count: u64) -> (bool, Vec<NodeId>) {
         let mut maps = self.maps.write();
-        let Some(node) = maps.by_id.get(&id).cloned() else { return Vec::new() };
+        let Some(node) = maps.by_id.get(&id).cloned() else { return (true, Vec::new()) };
         let before = node.lookups.load(Ordering::Relaxed);
-        node.lookups.store(before.saturating_sub(count), Ordering::Relaxed);
-        maps.drop_unused(&node)
+        let left = before.saturating_sub(count);
+        node.lookups.store(left, Ordering::Relaxed);
+        (left == 0, maps.drop_unused(&node))
     }
 
     /// An open file or directory of the node was closed.

@@ -258,9 +258,16 @@ impl Union {
 
     /// Gives back `count` lookups of a node; what nobody holds takes no memory.
     pub fn forget(&self, node: NodeId, count: u64) {
-        for dropped in self.table.forget(node, count) {
+        self.forget_all(node, count);
+    }
+
+    /// As [`Union::forget`]; whether that were all of its lookups.
+    pub fn forget_all(&self, node: NodeId, count: u64) -> bool {
+        let (unknown, dropped) = self.table.forget(node, count);
+        for dropped in dropped {
             self.drop_dirs(dropped);
         }
+        unknown
     }
 
     pub(crate) fn node(&self, id: NodeId) -> Result<Arc<Node>> {
@@ -594,6 +601,11 @@ impl Union {
             }
             _ => ask(dir),
         }
+    }
+
+    /// What is known of a directory of the upper layer, where it is open.
+    pub(crate) fn known_dir(&self, node: &Node) -> Option<LayerDir> {
+        self.dirs.peek(node.id, LayerIndex(0))
     }
 
     /// A directory of the upper layer was marked as impure.

@@ -14,6 +14,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::error::{Error, Result, Step, call, refused};
+use crate::in_place::Creator;
 use crate::index::{Index, has_hidden_names};
 use crate::stack::Config;
 
@@ -32,6 +33,8 @@ pub(crate) struct Upper {
     /// `work/work`: on the file system of the upper, so that one rename publishes.
     pub work: OwnedFd,
     next: AtomicU64,
+    /// Whose what this process makes is.
+    pub creator: Creator,
     /// Copy-ups are not synced.
     pub volatile: bool,
     /// Where files with several names below are kept together.
@@ -82,7 +85,8 @@ impl Upper {
         empty(&work, &["incompat"]).map_err(fail("unlinkat"))?;
         let next = AtomicU64::new(0);
         let volatile = config.volatile;
-        Ok(Self { work, next, volatile, index, _claim: [root, outer] })
+        let creator = Creator::this_process();
+        Ok(Self { work, creator, next, volatile, index, _claim: [root, outer] })
     }
 
     /// Leaves the mark that keeps every later union, and the kernel, from taking the upper layer for whole.

@@ -151,7 +151,11 @@ impl Union {
         let _change = node.change.lock();
         let real = self.real(&node)?;
         let (path, itself) = path(&real);
-        change(&path, itself).map_err(|e| self.fail(&node, Step::Change, "xattr", e))
+        change(&path, itself).map_err(|e| self.fail(&node, Step::Change, "xattr", e))?;
+        if let Some(dir) = self.known_dir(&node).filter(|_| node.is_dir()) {
+            dir.default_acl_changed();
+        }
+        Ok(())
     }
 }
 

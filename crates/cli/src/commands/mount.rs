@@ -181,6 +181,8 @@ fn serve(args: &Args, options: &Options, place: &Path) -> anyhow::Result<()> {
     if args.with_parent {
         runtime::launch::die_with_parent()?;
     }
+    // What is made has the mode that its maker asked for; whatever is ours alone says so itself.
+    rustix::process::umask(rustix::fs::Mode::empty());
     let mounted = mount::mount(options, place)?;
     if args.serving {
         detach().context("the mount is up, but the daemon can't leave its caller")?;
