@@ -93,6 +93,11 @@ impl Layer {
         Self { aufs: false, ..self }
     }
 
+    /// Whether it is one that is written to.
+    pub fn is_upper(&self) -> bool {
+        !self.aufs
+    }
+
     /// Where the layer's marks live.
     pub fn namespace(&self) -> Namespace {
         self.namespace

@@ -1,4 +1,5 @@
-//! Partial files are completed while nobody writes to them.
+//! What the union does when nobody asks: partial files are completed while nobody writes to them, and copies of small
+//! files synced, many at once.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -29,5 +30,18 @@ pub(crate) fn complete(union: &Union, stopped: &Receiver<()>) {
                 REST
             }
         };
+    }
+}
+
+/// How long a copy of a small file may wait for others, to be synced with them.
+const TOGETHER: Duration = Duration::from_millis(200);
+
+/// Runs until [`Union::end_sync`].
+pub(crate) fn sync(union: &Union) {
+    while union.wait_for_copies() {
+        if let Err(error) = union.sync_copies(TOGETHER) {
+            tracing::warn!(%error, "copies could not be synced");
+            std::thread::sleep(REST);
+        }
     }
 }

@@ -135,13 +135,15 @@ impl Mounted {
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
         let served = std::thread::scope(|scope| {
             scope.spawn(move || idle::complete(union, &stopped));
+            scope.spawn(move || idle::sync(union));
             let served = self.session.serve();
             drop(stop);
-            served
+            let synced = union.end_sync();
+            served.map_err(Error::from).and_then(|()| Ok(synced?))
         });
         if self.partial != Partial::Keep {
             union.complete()?;
         }
-        Ok(served?)
+        served
     }
 }

@@ -13,8 +13,10 @@ pub mod error;
 pub mod handle;
 pub mod inherited;
 pub mod memory;
+pub mod mounts;
 pub mod namespace;
 pub mod privilege;
 pub mod signal;
+pub mod sync;
 
 pub use error::{Error, Result};

@@ -28,6 +28,7 @@ use crate::place::Parts;
 use crate::resolve::LayerIndex;
 use crate::space::held_by;
 use crate::stack::{Real, Union, inode};
+use crate::unsynced::Note;
 use crate::upper::{DIRECTORY, Upper};
 
 /// An owner who has no number in our user namespace can't be given anything (EINVAL): the copy stays ours.
@@ -51,8 +52,10 @@ pub(crate) enum Data {
 /// What is in the work directory, to be published.
 #[derive(Default)]
 struct Staged {
-    fd: Option<OwnedFd>,
+    fd: Option<Arc<OwnedFd>>,
     partial: Option<Arc<Partial>>,
+    /// Where its data is not waited for.
+    note: Option<Note>,
     /// Its name in the index, where it goes there.
     index: Option<Box<OsStr>>,
 }
@@ -93,10 +96,13 @@ impl Union {
         let temp = upper.temp();
         let staged = self.stage(upper, node, &stat, &temp, data);
         let published = staged.and_then(|staged| {
-            let partial = staged.partial.clone();
+            let (partial, note) = (staged.partial.clone(), staged.note);
             let published = self.publish_copy(upper, node, &temp, staged, stat.stx_nlink);
             if let (Err(_), Some(partial)) = (&published, partial) {
                 self.drop_partial(node, &partial)?;
+            }
+            if let (Err(_), Some(note)) = (&published, note) {
+                self.drop_note(node, note)?;
             }
             published
         });
@@ -117,7 +123,7 @@ impl Union {
         upper: &Upper,
         node: &Arc<Node>,
         temp: &OsStr,
-        Staged { fd, partial, index }: Staged,
+        Staged { fd, partial, note, index }: Staged,
         links: u32,
     ) -> Result<()> {
         let fail = |name| move |e| self.fail(node, Step::Publish, name, e);
@@ -128,11 +134,16 @@ impl Union {
         let Some(first) = names.next() else {
             // Removed while it is open: the copy lives as long as its descriptor.
             let path = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let fd = fd.map_or_else(|| openat(&upper.work, temp, path, Mode::empty()), Ok);
-            let fd = fd.map_err(fail("openat"))?;
+            let fd = match fd {
+                Some(fd) => fd,
+                None => {
+                    let fd = openat(&upper.work, temp, path, Mode::empty());
+                    Arc::new(fd.map_err(fail("openat"))?)
+                }
+            };
             upper.discard(temp);
             let mut body = node.body.write();
-            body.anchor = Some(Arc::new(fd));
+            body.anchor = Some(fd);
             body.upper = true;
             body.version += 1;
             return Ok(());
@@ -155,9 +166,12 @@ impl Union {
             })
             .map_err(fail("renameat2"))?;
         }
+        if let (Some(fd), Some(note)) = (&fd, note) {
+            self.noted_copy(fd, note);
+        }
         let mut body = node.body.write();
         if let Some(fd) = fd.filter(|_| node.opens.load(Ordering::Acquire) > 0 && !node.is_dir()) {
-            body.anchor = Some(Arc::new(fd));
+            body.anchor = Some(fd);
         }
         body.upper = true;
         body.index = index.map(|name| Box::new(Indexed { name, links }));
@@ -252,11 +266,16 @@ impl Union {
         }
         futimens(&to, &times(stat)).map_err(fail("futimens"))?;
         // A partial file has no data that could be missing after the rename.
-        let waits = node.kind == FileType::RegularFile && stat.stx_size > 0 && partial.is_none();
-        if !upper.volatile && waits {
+        let has_data = data == Data::All && stat.stx_size > 0 && partial.is_none();
+        let waits = node.kind == FileType::RegularFile && has_data && !upper.volatile;
+        let mut note = None;
+        if waits && index.is_none() {
+            note = self.note_copy(node, &to, stat)?;
+        }
+        if waits && note.is_none() {
             fsync(&to).map_err(fail("fsync"))?;
         }
-        Ok(Staged { fd: Some(to), partial, index })
+        Ok(Staged { fd: Some(Arc::new(to)), partial, note, index })
     }
 
     /// Says in a staged copy of which inode it is; its name in the index, where it goes there.

@@ -87,6 +87,15 @@ pub enum Error {
         /// The work directory.
         work: PathBuf,
     },
+    /// A loss of power took data of a copy, and the file that it is a copy of is not in the layers.
+    #[error(
+        "{path:?} lost data when the power failed, and no lower layer has the file that it is a copy of: mount the upper \
+         layer with the lower layers that it was written over"
+    )]
+    LostLower {
+        /// The path in the upper layer.
+        path: PathBuf,
+    },
     /// A layer could not be read.
     #[error(transparent)]
     Layer(#[from] layer::Error),
@@ -115,6 +124,7 @@ impl Error {
                 Errno::NOTSUP
             }
             Self::OtherOwners { .. } => Errno::INVAL,
+            Self::LostLower { .. } => Errno::UCLEAN,
             Self::Layer(e) => e.source.source,
             Self::Call { source, .. } => source.source,
         }

@@ -73,6 +73,9 @@ impl Union {
             let version = node.body.read().version;
             // Reads of what is open for writing only come from the kernel's page cache.
             let access = if writes { OFlags::RDWR } else { OFlags::RDONLY };
+            if truncate {
+                self.settle_copy(&node)?;
+            }
             // Where there is a limit, what the cut frees is counted first.
             let partial = node.partial();
             let limited = self.space.is_some() || partial.is_some();
@@ -135,11 +138,12 @@ impl Union {
     }
 
     /// Cuts or lengthens a file, and counts what that frees.
-    pub(crate) fn cut(&self, node: &Node, fd: &OwnedFd, size: u64) -> Result<()> {
+    pub(crate) fn cut(&self, node: &Arc<Node>, fd: &OwnedFd, size: u64) -> Result<()> {
         let fail = |e| self.fail(node, Step::Change, "ftruncate", e);
         if let Some(partial) = node.partial() {
             return partial.truncate(size).map_err(fail);
         }
+        self.settle_copy(node)?;
         let Some(space) = &self.space else {
             return rustix::fs::ftruncate(fd, size).map_err(fail);
         };
@@ -311,6 +315,9 @@ impl Union {
         }
         if let Some(partial) = open.node.partial() {
             return partial.fallocate(mode, offset, len).map_err(fail);
+        }
+        if mode.intersects(moves | FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE) {
+            self.settle_copy(&open.node)?;
         }
         let Some(space) = &self.space else {
             return fallocate(&*fd, mode, offset, len).map_err(fail);

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`resolve`] (pure: what layers say, folded), `place` and `node` (what is known of what
 //! somebody holds), `dirs` and `stack` (find names and inodes), `attr`, `dir` and `file` (what is shown),
-//! `upper`, `copy_up`, `partial`, `complete`, `below`, `origin`, `index` and `owners` (how the upper layer gets it), `create`, `in_place`, `remove`, `rename`, `xattr`, `flags`.
+//! `upper`, `copy_up`, `unsynced`, `partial`, `complete`, `below`, `origin`, `index` and `owners` (how the upper layer gets it), `create`, `in_place`, `remove`, `rename`, `xattr`, `flags`.
 
 mod attr;
 mod below;
@@ -27,6 +27,7 @@ pub mod resolve;
 mod space;
 mod stack;
 mod transfer;
+mod unsynced;
 mod upper;
 mod xattr;
 

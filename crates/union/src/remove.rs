@@ -87,6 +87,9 @@ impl Union {
         self.name_went(node)?;
         self.free(node, freed);
         self.table.remove_place(parent.id, name, last);
+        if last {
+            self.forget_copy(node)?;
+        }
         self.settle_partial(node)?;
         if dir {
             self.drop_dirs(node.id);

@@ -193,6 +193,9 @@ impl Union {
         if let Some(target) = replaced {
             self.name_went(target)?;
             self.free(target, freed);
+            if last {
+                self.forget_copy(target)?;
+            }
             self.settle_partial(target)?;
         }
         match replaced {

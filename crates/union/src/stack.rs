@@ -21,6 +21,7 @@ use crate::partial::{ATTRIBUTE, Partials};
 use crate::place::{Part, Place};
 use crate::resolve::{Found, LayerIndex, resolve};
 use crate::space::{Limits, Space};
+use crate::unsynced::Unsynced;
 use crate::upper::Upper;
 
 /// The directories of a union.
@@ -53,6 +54,8 @@ pub struct Union {
     pub(crate) upper: Option<Upper>,
     /// Where there is an upper layer.
     pub(crate) partials: Option<Partials>,
+    /// Where copies of small files need not be waited for.
+    pub(crate) unsynced: Option<Unsynced>,
     /// A layer has owners in an attribute.
     pub(crate) has_owners: bool,
     pub(crate) namespace: Namespace,
@@ -121,6 +124,12 @@ impl Union {
         }
         let lowers = config.lowers.iter().map(|lower| Layer::open(lower, namespace));
         layers.extend(Layer::as_lowers(lowers.collect::<layer::Result<_>>()?));
+        let unsynced = match (&upper, &config.upper) {
+            (Some(upper), Some((_, work))) => {
+                Unsynced::open(&upper.work, &layers, work, !config.volatile)?
+            }
+            _ => None,
+        };
         let root = Path::new("");
         let mut devices = Vec::new();
         let mut file_systems = Vec::new();
@@ -167,6 +176,7 @@ impl Union {
             layers,
             upper,
             partials,
+            unsynced,
             has_owners,
             namespace,
             space,

@@ -143,7 +143,7 @@ fn feature(work: &OwnedFd) -> std::result::Result<Option<OsString>, Errno> {
     for entry in Dir::read_from(&dir)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." && name != b"partial" {
+        if ![&b"."[..], b"..", b"partial", b"unsynced"].contains(&name) {
             return Ok(Some(OsStr::from_bytes(name).to_owned()));
         }
     }

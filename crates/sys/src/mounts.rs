@@ -1,0 +1,42 @@
+//! What the kernel tells of file systems that are mounted.
+//!
+//! Source: proc_pid_mountinfo(5); kernel `Documentation/ABI/testing/sysfs-fs-ext4`.
+
+use std::path::Path;
+
+/// The options of the file system with this device number, as comma-separated text; none where no mount of it is seen.
+pub fn options(device: u64) -> Option<String> {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    options_in(&std::fs::read_to_string("/proc/self/mountinfo").ok()?, major, minor)
+}
+
+fn options_in(mounts: &str, major: u32, minor: u32) -> Option<String> {
+    let device = format!("{major}:{minor}");
+    let line = mounts.lines().find(|line| line.split(' ').nth(2) == Some(&*device))?;
+    // After the optional fields: type, source, options of the file system.
+    line.split_once(" - ")?.1.split(' ').nth(2).map(str::to_owned)
+}
+
+/// Whether the ext4 on this device has a journal; false where that can't be seen.
+pub fn ext4_journal(major: u32, minor: u32) -> bool {
+    let device = std::fs::read_link(format!("/sys/dev/block/{major}:{minor}"));
+    let name = device.ok().and_then(|path| Some(path.file_name()?.to_owned()));
+    let task = name.and_then(|name| {
+        std::fs::read_to_string(Path::new("/sys/fs/ext4").join(name).join("journal_task")).ok()
+    });
+    task.is_some_and(|task| task.trim().parse::<u32>().is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_options_are_those_of_the_file_system() {
+        let mounts = "25 1 7:1 / / rw shared:1 - ext4 /dev/loop1 rw,data=writeback\n\
+            26 25 7:11 /a\\040b /m ro - xfs /dev/loop11 rw,inode64\n";
+        assert_eq!(options_in(mounts, 7, 1).as_deref(), Some("rw,data=writeback"));
+        assert_eq!(options_in(mounts, 7, 11).as_deref(), Some("rw,inode64"));
+        assert_eq!(options_in(mounts, 7, 2), None);
+    }
+}
