@@ -6,7 +6,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/strata-ci
 tools=$cache/tools
 export DEBIAN_FRONTEND=noninteractive
-packages=(acl attr buildah containerd crun curl dbench docker-registry e2fsprogs fuse-overlayfs fuse3 g++ jq libcap2-bin mmdebstrap
+packages=(acl attr buildah containerd crun curl dbench docker-registry e2fsprogs fuse-overlayfs fuse3 g++ groff-base jq libcap2-bin mmdebstrap
   openssl podman python3 python3-grpcio runc skopeo stress-ng uidmap umoci util-linux xfsprogs)
 
 # again COMMAND…: three times, since mirrors fail at times.
@@ -29,8 +29,8 @@ if [ ${#missing[@]} -gt 0 ]; then
   again apt-get install -qy --no-install-recommends "${missing[@]}"
 fi
 
-# Third-party file-system tests, and what builds fuzz targets.
-for crate in pjdfstest@0.2.2 fsx@0.3.2 cargo-fuzz@0.13.2; do
+# Third-party file-system tests, what builds fuzz targets, and what makes the package.
+for crate in pjdfstest@0.2.2 fsx@0.3.2 cargo-fuzz@0.13.2 cargo-deb@3.8.0; do
   [ -x "$tools/bin/${crate%@*}" ] || again cargo install -q --locked --root "$tools" "$crate"
 done
 

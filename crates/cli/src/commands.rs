@@ -8,6 +8,7 @@ pub mod create;
 pub mod demo;
 pub mod df;
 pub mod diff;
+pub mod doctor;
 pub mod exec;
 pub mod export;
 pub mod flags;

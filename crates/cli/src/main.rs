@@ -40,6 +40,7 @@ enum Strata {
     Create(commands::create::Args),
     Demo(commands::demo::Args),
     Diff(commands::diff::Args),
+    Doctor(commands::doctor::Args),
     Exec(commands::exec::Args),
     Export(commands::export::Args),
     Info(commands::info::Args),
@@ -109,6 +110,7 @@ fn main() -> ExitCode {
         Strata::Create(args) => commands::create::run(&args),
         Strata::Demo(args) => commands::demo::run(&args),
         Strata::Diff(args) => commands::diff::run(&args),
+        Strata::Doctor(args) => commands::doctor::run(&args),
         Strata::Exec(args) => commands::exec::run(&args),
         Strata::Export(args) => commands::export::run(&args),
         Strata::Info(args) => commands::info::run(&args).map(|()| ExitCode::SUCCESS),
@@ -162,4 +164,39 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
             reason.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind);
         io.or(json) == Some(std::io::ErrorKind::BrokenPipe)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_command_says_what_it_does_and_shows_how_it_is_used() {
+        let all = super::Strata::command();
+        all.clone().debug_assert();
+        let mut wrong = Vec::new();
+        for command in all.get_subcommands() {
+            let name = command.get_name();
+            assert!(command.get_about().is_some(), "{name} does not say what it does");
+            let long = command.get_after_long_help().or_else(|| command.get_after_help());
+            let help = long.map(ToString::to_string).unwrap_or_default();
+            let shown = help.lines().filter(|line| line.contains("strata ")).count();
+            if !help.contains("Example") || shown == 0 {
+                wrong.push(format!("{name} shows no example: {help:?}"));
+            }
+            // Each is understood.
+            for line in help.lines().filter_map(|line| line.strip_prefix("  strata ")) {
+                // What follows is the shell's, or says what it does.
+                let ends = [" > ", "; ", "  "].iter().filter_map(|end| line.find(end));
+                let line = &line[..ends.min().unwrap_or(line.len())];
+                let words = line.split_whitespace();
+                let words = std::iter::once("strata").chain(words).collect::<Vec<_>>();
+                if !line.contains(['\'', '"', '|', '$', '…']) {
+                    let read = all.clone().try_get_matches_from(&words);
+                    wrong.extend(read.err().map(|error| format!("{line:?}: {error}")));
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    }
 }

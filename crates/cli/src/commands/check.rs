@@ -6,6 +6,7 @@ use crate::context::Context;
 
 /// Verify every layer: its data against its digest, its names, owners, modes, times and attributes against its tar
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  strata check\n  strata check --repair")]
 pub struct Args {
     #[command(flatten)]
     context: Context,

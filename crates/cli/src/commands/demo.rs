@@ -15,6 +15,7 @@ use super::report::bytes;
 
 /// Show what layers are, in seconds, with this machine's own files; nothing is left behind
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  strata demo")]
 pub struct Args {
     /// Leave the store behind, to look around in it
     #[arg(long)]

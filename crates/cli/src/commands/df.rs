@@ -4,6 +4,7 @@ use crate::context::{Context, size, table};
 
 /// Show what the store holds, shares, and could free
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  strata df")]
 pub struct Args {
     #[command(flatten)]
     context: Context,

@@ -11,6 +11,7 @@ use super::report::size;
 
 /// Show what a container added (A), changed (C) and deleted (D)
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  strata diff web\n  strata diff --stat web")]
 pub struct Args {
     #[command(flatten)]
     place: Place,

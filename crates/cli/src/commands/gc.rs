@@ -4,6 +4,7 @@ use crate::context::{Context, size};
 
 /// Remove images without a name, layers that no image has, and what a crash has left
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  strata gc")]
 pub struct Args {
     #[command(flatten)]
     context: Context,

@@ -4,6 +4,7 @@ use crate::context::{Context, short, size, table};
 
 /// Show how an image was made
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  strata history nginx:1\n  strata history --tags nginx:1")]
 pub struct Args {
     #[command(flatten)]
     context: Context,

@@ -7,6 +7,7 @@ use crate::context::{Context, short, size, table};
 
 /// List images
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  strata images\n  strata images --json")]
 pub struct Args {
     #[command(flatten)]
     context: Context,

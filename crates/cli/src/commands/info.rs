@@ -19,12 +19,12 @@ pub struct Args {
 
 /// One thing that matters.
 #[derive(Debug, Serialize)]
-struct Fact {
-    name: &'static str,
-    works: bool,
-    detail: String,
+pub(super) struct Fact {
+    pub name: &'static str,
+    pub works: bool,
+    pub detail: String,
     /// What would make it work, and what is lost until then.
-    advice: Option<&'static str>,
+    pub advice: Option<&'static str>,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
@@ -45,7 +45,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn facts() -> Vec<Fact> {
+/// What matters on this machine.
+pub(super) fn facts() -> Vec<Fact> {
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     let version = version(&kernel);
     let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());

@@ -12,6 +12,7 @@ use super::place::Place;
 
 /// Show all that is known of a container or an image, as JSON
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  strata inspect web")]
 pub struct Args {
     #[command(flatten)]
     place: Place,

@@ -7,6 +7,7 @@ use crate::context::{Context, short, size, table};
 
 /// Show layers: an image's, uppermost first, or all
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  strata layers nginx:1")]
 pub struct Args {
     #[command(flatten)]
     context: Context,

@@ -13,6 +13,7 @@ use super::place::Place;
 
 /// Print what a detached container wrote to its standard output and error
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  strata logs web")]
 pub struct Args {
     #[command(flatten)]
     place: Place,

@@ -7,6 +7,7 @@ use clap::CommandFactory;
 
 /// Write the manual pages to a directory
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  strata man /usr/local/share/man/man1")]
 pub struct Args {
     /// The directory
     dir: PathBuf,

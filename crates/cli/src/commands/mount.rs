@@ -54,6 +54,7 @@ pub struct Args {
 
 /// Unmount containers' trees
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  strata umount web")]
 pub struct UnmountArgs {
     #[command(flatten)]
     place: Place,

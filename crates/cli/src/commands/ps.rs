@@ -12,6 +12,7 @@ use super::place::Place;
 
 /// List running containers
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  strata ps")]
 pub struct Args {
     #[command(flatten)]
     place: Place,

@@ -10,6 +10,7 @@ use super::place::{Place, become_root};
 
 /// Remove containers with what they wrote; images stay
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  strata rm web")]
 pub struct Args {
     #[command(flatten)]
     place: Place,
@@ -26,6 +27,7 @@ pub struct Args {
 
 /// Give a container another name
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  strata rename web old-web")]
 pub struct RenameArgs {
     #[command(flatten)]
     place: Place,

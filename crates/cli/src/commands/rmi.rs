@@ -5,7 +5,7 @@ use crate::context::Context;
 /// Remove images
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "A name goes; with its last name, or by its id, the image goes, and the layers that no other has."
+    after_help = "Example:\n  strata rmi nginx:1\n\nA name goes; with its last name, or by its id, the image goes, and the layers that no other has."
 )]
 pub struct Args {
     #[command(flatten)]

@@ -13,6 +13,7 @@ use super::place::Place;
 /// Of a stopped one at no cost; of one that runs a copy, for which its processes stand still. A rollback is for a
 /// stopped one.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  strata snapshot web before")]
 pub struct Args {
     #[command(flatten)]
     place: Place,
@@ -30,6 +31,7 @@ pub struct Args {
 ///
 /// What the container wrote since the snapshot is gone.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  strata rollback web before")]
 pub struct RollbackArgs {
     #[command(flatten)]
     place: Place,

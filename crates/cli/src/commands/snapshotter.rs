@@ -31,6 +31,9 @@ use crate::context::Context;
 /// Snapshots with the label containerd.io/snapshot/strata.io/size=2G (or inodes=100K, or partial-copy-up=true) are
 /// mounted by Strata's union, all others by the kernel's overlayfs.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  strata snapshotter --metrics 127.0.0.1:9464\n  strata snapshotter --log-json --log debug"
+)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
     #[command(flatten)]

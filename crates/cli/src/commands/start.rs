@@ -19,6 +19,7 @@ use super::terminal;
 
 /// Start containers
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  strata start web")]
 pub struct Args {
     #[command(flatten)]
     place: Place,

@@ -11,6 +11,7 @@ use super::place::Place;
 
 /// Ask containers to end, and end them if they don't
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  strata stop web")]
 pub struct Args {
     #[command(flatten)]
     place: Place,
@@ -34,6 +35,7 @@ pub struct WaitArgs {
 
 /// Send a signal to the first process of containers
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  strata kill web")]
 pub struct KillArgs {
     #[command(flatten)]
     place: Place,

@@ -4,6 +4,7 @@ use crate::context::Context;
 
 /// Give an image another name
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  strata tag nginx:1 localhost/web:2")]
 pub struct Args {
     #[command(flatten)]
     context: Context,
