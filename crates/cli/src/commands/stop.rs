@@ -25,6 +25,7 @@ pub struct Args {
 
 /// Wait until containers end, and print their exit statuses
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  strata wait web")]
 pub struct WaitArgs {
     #[command(flatten)]
     place: Place,
