@@ -252,3 +252,70 @@ fn hundreds_of_layers_are_shown_by_the_kernel_and_more_by_us() {
         scene.good(&["rm", "box"]);
     }
 }
+
+#[test]
+fn a_write_to_a_big_file_copies_what_was_written_and_nobody_sees_a_part() {
+    let Some(scene) = Scene::new() else { return };
+    // Data that no file system shares: in its own layer, on top of what the programs are in.
+    let big = scene.temp.path().join("big");
+    fs::create_dir_all(big.join("data")).expect("a directory");
+    let content: Vec<u8> = (0_u32..16 << 20).map(|at| (at / 4096) as u8 | 1).collect();
+    fs::write(big.join("data/big"), &content).expect("a file");
+    let store = store::Store::open(&scene.temp.path().join("store")).expect("a store");
+    let low = scene.temp.path().join("low");
+    containers::sample::add(&store, "large", &[low, big], &["cat"]).expect("an image");
+    drop(store);
+    let script = "echo changed > /tmp/x; exec 3<>/data/big; echo patch >&3; exec sleep 600";
+    let run = ["run", "-d", "--backend", "fuse", "--name", "box", "large", "sh", "-ec", script];
+    let upper = |scene: &Scene| scene.directories()[0].join("upper/data/big");
+    let held = |path: &Path| {
+        let stat = rustix::fs::stat(path).map(|stat| stat.st_blocks * 512);
+        stat.unwrap_or_default()
+    };
+    let begin = |scene: &Scene| {
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while held(&upper(scene)) == 0 {
+            assert!(std::time::Instant::now() < until, "nothing is written");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    };
+    let same = |image: &str| {
+        let script = "cat /data/big | { read x; echo $x; }; ls -l /data/big";
+        let seen = scene.good(&["run", "--rm", image, "sh", "-c", script]);
+        assert!(seen.starts_with("patch\n") && seen.contains("16777216"), "{image}: {seen}");
+    };
+    let whole = |path: &Path| {
+        let now = fs::read(path).expect("the file");
+        assert!(now[..6] == *b"patch\n" && now[6..] == content[6..], "{path:?} is whole");
+    };
+    scene.good(&run);
+    begin(&scene);
+    assert!(held(&upper(&scene)) < 8 << 20, "{} bytes were copied", held(&upper(&scene)));
+    assert!(scene.good(&["diff", "box"]).contains("C /data/big\n"));
+    scene.good(&["snapshot", "box", "frozen"]);
+    whole(&scene.directories()[0].join("snaps/frozen/data/big"));
+    scene.good(&["commit", "box", "committed"]);
+    same("committed");
+    scene.good(&["rm", "--force", "box"]);
+    // At its end, and after the end of whoever showed it.
+    for killed in [false, true] {
+        scene.good(&run);
+        begin(&scene);
+        if killed {
+            let known: serde_json::Value =
+                serde_json::from_str(&scene.good(&["inspect", "box"])).expect("JSON");
+            let watcher = known["state"]["watcher"].to_string();
+            assert!(Command::new("kill").args(["-9", &watcher]).status().expect("kill").success());
+            scene.wait("box", "exited");
+            assert!(held(&upper(&scene)) < 8 << 20);
+        } else {
+            scene.good(&["stop", "--time", "0", "box"]);
+            whole(&upper(&scene));
+        }
+        let name = format!("ended:{killed}");
+        scene.good(&["commit", "box", &name]);
+        whole(&upper(&scene));
+        same(&name);
+        scene.good(&["rm", "box"]);
+    }
+}

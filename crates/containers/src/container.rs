@@ -31,7 +31,7 @@ use store::containers::ContainerRow;
 use store::images::Image;
 
 use crate::changes::{self, Changed};
-use crate::view::{Backend, Choice, Layers, Limit};
+use crate::view::{Backend, Choice, Layers, Limit, Partial};
 use crate::{Error, Result};
 
 /// How a container was asked to be.
@@ -388,6 +388,7 @@ impl Container {
             squash: false,
             volatile: self.config.remove,
             limit: self.config.limit,
+            partial: Partial::Off,
         })
     }
 

@@ -92,11 +92,19 @@ impl Container {
         self.send(Signal::KILL)?;
         // Where it has the machine's processes, its own are not all ended with the first.
         runtime::cgroup::group::kill(&self.dir)?;
-        if self.ended(Duration::from_secs(10))? {
-            return Ok(());
+        while !self.ended(Duration::from_secs(10))? {
+            // Its files are being made whole, which takes as long as it takes.
+            let first = pid(self.state().pid);
+            if first.is_some_and(|first| rustix::process::test_kill_process(first).is_ok()) {
+                return Err(self.endless());
+            }
         }
+        Ok(())
+    }
+
+    fn endless(&self) -> Error {
         let (state, advice) = ("does not end, even by SIGKILL", "look at its processes");
-        Err(Error::State { name: self.name.clone(), state, advice })
+        Error::State { name: self.name.clone(), state, advice }
     }
 
     fn send(&self, signal: Signal) -> Result<()> {
@@ -149,6 +157,9 @@ impl Container {
     /// [`Error::Store`].
     pub fn commit(&self, store: &Store, options: &CommitOptions) -> Result<Digest> {
         self.settle(store)?;
+        if self.status()? == Status::Running {
+            self.make_whole_running()?;
+        }
         let mut image = store.image(&self.image.to_string())?;
         let layers = self.own_layers();
         let (upper, frozen) = layers.split_at(1);

@@ -48,6 +48,7 @@ impl Container {
         tree::remove_path(&staged)?;
         {
             let _still = Still::hold(self)?;
+            self.make_whole_running()?;
             tree::twin(&self.upper(), &staged)?;
         }
         let file = fs::File::open(&staged).map_err(|e| Error::io("open", &staged, e))?;

@@ -34,6 +34,7 @@ impl Container {
         }
         let lock = self.lock_stopped()?;
         self.mend(store)?;
+        self.make_whole(store)?;
         let layers = self.layers(store)?;
         let note = self.dir.join(MOUNTED);
         fs::write(&note, at.as_os_str().as_bytes()).map_err(|e| Error::io("write", &note, e))?;

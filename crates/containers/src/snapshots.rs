@@ -12,10 +12,14 @@ use rustix::io::Errno;
 use store::Store;
 
 use crate::container::{Container, Snapshot, Status, check_name, seconds};
+use crate::view::Backend;
 use crate::{Error, Result, tree};
 
 /// Where a writable layer lies that a rollback takes away, and behind it the snapshot that it stood on.
 const ASIDE: &str = "aside";
+
+/// In the union's scratch, while there are files with a part of their data below.
+const PARTIAL: &str = "incompat/partial";
 
 /// Where the writable layer of a container that runs is copied to, before it is a snapshot.
 pub(crate) const COPYING: &str = "copying";
@@ -82,8 +86,9 @@ impl Container {
     pub fn mend(&self, store: &Store) -> Result<()> {
         // Overlayfs leaves it where nothing was to survive a power cut, and mounts no more: but no power was cut if we
         // are here, or the container was to be removed anyhow.
-        if self.config.remove {
-            tree::remove_path(&self.dir.join("work/work"))?;
+        let volatile = self.dir.join("work/work/incompat/volatile");
+        if self.config.remove && volatile.exists() {
+            tree::remove_path(&volatile)?;
         }
         let upper = self.upper();
         if upper.exists() && self.dir.join("merged").exists() {
@@ -132,6 +137,7 @@ impl Container {
     /// With the locks of a container that does not run, what is known of it and nobody else changes.
     fn settled(&mut self, store: &Store) -> Result<Option<fs::File>> {
         self.mend(store)?;
+        self.make_whole(store)?;
         let alone = self.lock_snapshots(true)?;
         self.clear_copies()?;
         self.config = Self::find(store, &self.id)?.config;
@@ -144,9 +150,57 @@ impl Container {
     /// [`Error::Io`].
     pub(crate) fn settle(&self, store: &Store) -> Result<()> {
         match self.lock()? {
-            Some(_lock) => self.mend(store),
+            Some(_lock) => {
+                self.mend(store)?;
+                self.make_whole(store)
+            }
             None => Ok(()),
         }
+    }
+
+    /// Where it does not run: gives big files that were written to all their data, which a daemon that was killed has not
+    /// done at its end. Nothing where there are none.
+    ///
+    /// # Errors
+    /// [`Error::View`].
+    pub(crate) fn make_whole(&self, store: &Store) -> Result<()> {
+        if !self.dir.join("work/work").join(PARTIAL).exists() {
+            return Ok(());
+        }
+        let layers = self.layers(store)?;
+        // The same as when it ran: a file is known by the number of its layer, too.
+        let mut lowers = layers.lowers;
+        lowers.push(crate::watch::places(store)?);
+        let config = union::Config {
+            lowers,
+            upper: layers.upper,
+            namespace: store.namespace(),
+            volatile: false,
+            limits: union::Limits::default(),
+            partial: false,
+            index: false,
+        };
+        let fail = |why: union::Error| Error::View { at: self.upper(), why: why.to_string() };
+        union::Union::open(&config).map(drop).map_err(fail)
+    }
+
+    /// The same where it runs, by who shows its layers; that they stay so is the caller's matter.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn make_whole_running(&self) -> Result<()> {
+        let state = self.state();
+        if state.backend != Some(Backend::Fuse)
+            || !self.dir.join("work/work").join(PARTIAL).exists()
+        {
+            return Ok(());
+        }
+        let merged = self.dir.join("merged");
+        let there = PathBuf::from(format!("/proc/{}/root", state.watcher));
+        let there = there.join(merged.strip_prefix("/").unwrap_or(&merged));
+        let root = fs::File::open(&there).map_err(|e| Error::io("open", &there, e))?;
+        sys::control::ask(&root, mount::MATERIALIZE)
+            .map_err(|e| Error::io("give all their data to the files of", &self.name, e.source))
     }
 
     /// Makes what is missing in the directory of a new container whose image has these layers; `merged`, which is made

@@ -42,6 +42,7 @@ impl Container {
         }
         let lock = self.lock_stopped()?;
         self.mend(store)?;
+        self.make_whole(store)?;
         let layers = self.layers(store)?;
         runtime::launch::isolate(Users::for_container())?;
         let shown = view::show(&layers, &merged, self.config.backend, exe)?;

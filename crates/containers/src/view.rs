@@ -57,6 +57,20 @@ pub struct Layers {
     pub volatile: bool,
     /// What the upper layer may hold, in bytes and in inodes: for our union alone.
     pub limit: Limit,
+    /// Whether a write to a big file of a lower layer may leave the rest of its data there: for our union alone.
+    pub partial: Partial,
+}
+
+/// What becomes of big files that were written to in part.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Partial {
+    /// They have all their data from the first write on.
+    #[default]
+    Off,
+    /// They have it when the layers are hidden again.
+    Complete,
+    /// They need not have it: the upper layer goes.
+    Keep,
 }
 
 /// A limit of an upper layer.
@@ -220,7 +234,12 @@ pub(crate) fn serve(layers: &Layers, at: &Path, exe: &Path, ours: bool) -> Resul
     let fail = |why: String| Error::View { at: at.to_owned(), why };
     let mut options = options(layers);
     // `commit`, `diff` and `snapshot` read the upper layer as it is.
-    options.push(",redirect_dir=off,partial=off,index=off");
+    options.push(",redirect_dir=off,index=off");
+    options.push(match layers.partial {
+        Partial::Off => ",partial=off",
+        Partial::Complete => ",partial=complete",
+        Partial::Keep => ",partial=keep",
+    });
     for (name, limit) in [("size", layers.limit.size), ("nr_inodes", layers.limit.inodes)] {
         if let Some(limit) = limit {
             options.push(format!(",{name}={limit}"));
@@ -278,6 +297,7 @@ mod tests {
             squash: false,
             volatile: true,
             limit: Limit::default(),
+            partial: Partial::Off,
         };
         let parsed = mount::Options::parse(&[options(&layers)]).expect("parses").options;
         assert_eq!(parsed.lowers, layers.lowers);

@@ -22,6 +22,7 @@ use store::Store;
 use sys::signal::Signals;
 
 use crate::container::{Config, Container, Groups, State, Volume, seconds};
+use crate::view::Partial;
 use crate::{Error, Result, tree, view, volumes};
 
 /// The subcommand under which a program that embeds this calls [`watch`].
@@ -110,6 +111,15 @@ fn run(
 ) -> Result<u8> {
     let mut layers = container.layers(store)?;
     layers.lowers.push(places(store)?);
+    // Whoever reads the writable layer has it whole first, which without privileges nobody can ask for while it runs.
+    layers.partial = match (layers.rootless, container.config.remove) {
+        (true, _) => Partial::Off,
+        (false, true) => Partial::Keep,
+        (false, false) => Partial::Complete,
+    };
+    if container.config.backend != view::Choice::Fuse {
+        container.make_whole(store)?;
+    }
     container.note_start()?;
     let merged = container.dir.join("merged");
     let mut shown = view::show(&layers, &merged, container.config.backend, exe)?;
