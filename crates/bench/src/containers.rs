@@ -124,24 +124,25 @@ impl Keeper {
     }
 }
 
-/// An ext4 in a file, mounted until the value is dropped, or the mount namespace ends.
-struct Disk {
+/// A file system in a file, mounted until the value is dropped, or the mount namespace ends.
+pub(crate) struct Disk {
     dir: tempfile::TempDir,
 }
 
 impl Disk {
-    fn new() -> anyhow::Result<Self> {
+    pub(crate) fn of(kind: &str, bytes: u64) -> anyhow::Result<Self> {
         // Not a tmpfs, on which nothing waits for a disk.
         let dir = tempfile::tempdir_in("/var/tmp")?;
         let (image, at) = (dir.path().join("disk"), dir.path().join("at"));
         fs::create_dir(&at)?;
-        fs::File::create(&image)?.set_len(4 << 30)?;
-        run(Command::new("mkfs.ext4").arg("-q").arg(&image))?;
+        fs::File::create(&image)?.set_len(bytes)?;
+        run(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&image))?;
         run(Command::new("mount").args(["-o", "loop"]).args([&image, &at]))?;
         Ok(Self { dir })
     }
 
-    fn at(&self, path: &str) -> PathBuf {
+    /// A path on it.
+    pub(crate) fn at(&self, path: &str) -> PathBuf {
         self.dir.path().join("at").join(path)
     }
 }
@@ -149,7 +150,7 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         // Podman leaves a mount of its store's directory on itself.
-        for at in [self.at("graph/overlay"), self.at("")] {
+        for at in [self.at("graph/overlay"), self.at("own/overlay"), self.at("")] {
             let unmounted =
                 Command::new("umount").arg("-l").arg(&at).stderr(Stdio::null()).status();
             if let Err(error) = unmounted {
@@ -161,7 +162,7 @@ impl Drop for Disk {
 
 /// Measures all of it in `rounds` rounds; `strata` is the program.
 pub fn measure(strata: &Path, rounds: usize) -> anyhow::Result<Vec<Figure>> {
-    let disk = Disk::new().context("making a file system for containers")?;
+    let disk = Disk::of("ext4", 4 << 30).context("making a file system for containers")?;
     let own = Keeper {
         name: "strata",
         program: strata.to_owned(),

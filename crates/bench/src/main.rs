@@ -1,13 +1,14 @@
 //! `strata-bench`: the same work on the kernel's overlayfs, on fuse-overlayfs and on Strata, in turn, round after round.
 //!
 //! Reading order: [`scene`] (the layers, on a tmpfs of their own), [`subject`] (who is measured), [`row`] (what is
-//! measured), [`containers`] (containers, beside podman's), [`report`] (medians, ratios, JSON), [`page`] (the page and the plot in docs/).
+//! measured), [`containers`] and [`store`] (containers and images, beside podman's), [`report`] (medians, ratios, JSON), [`page`] (the page and the plot in docs/).
 
 mod containers;
 mod page;
 mod report;
 mod row;
 mod scene;
+mod store;
 mod subject;
 
 use std::path::PathBuf;
@@ -49,6 +50,9 @@ struct Args {
     /// Containers alone: made, run, compared and committed, beside podman
     #[arg(long)]
     containers: bool,
+    /// Images alone, of OCI layouts in this directory: pulled from a registry, counted and removed, beside podman
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
     /// We are in a mount namespace of our own
     #[arg(long, hide = true)]
     isolated: bool,
@@ -74,6 +78,16 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let (scale, rounds) =
         if args.quick { (Scale::QUICK, 1) } else { (Scale::FULL, args.rounds.max(1)) };
     let subjects = subjects(args)?;
+    if let Some(layouts) = &args.store {
+        let own = std::env::current_exe()?.with_file_name("strata");
+        let figures = store::measure(&own, layouts, rounds)?;
+        print!("{}", store::table(&figures));
+        if let Some(path) = &args.json {
+            std::fs::write(path, serde_json::to_vec_pretty(&figures)?)
+                .with_context(|| format!("writing {}", path.display()))?;
+        }
+        return Ok(());
+    }
     if args.containers && args.isolated {
         let own = std::env::current_exe()?.with_file_name("strata");
         let figures = containers::measure(&own, rounds)?;

@@ -73,6 +73,25 @@ impl Platform {
     }
 }
 
+impl std::str::FromStr for Platform {
+    type Err = Error;
+
+    /// `OS/ARCHITECTURE` or `OS/ARCHITECTURE/VARIANT`.
+    fn from_str(text: &str) -> Result<Self> {
+        let words: Vec<&str> = text.split('/').collect();
+        let (os, architecture, variant) = match words.as_slice() {
+            [os, architecture] => (*os, *architecture, None),
+            [os, architecture, variant] => (*os, *architecture, Some(*variant)),
+            _ => ("", "", None),
+        };
+        if os.is_empty() || architecture.is_empty() || variant.is_some_and(str::is_empty) {
+            return Err(bad("platform", format!("{text:?} is not OS/ARCHITECTURE[/VARIANT]")));
+        }
+        let [architecture, os] = [architecture, os].map(str::to_owned);
+        Ok(Self { architecture, os, variant: variant.map(str::to_owned) })
+    }
+}
+
 /// An image manifest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -306,6 +325,39 @@ pub fn choose<'i>(index: &'i Index, platform: &Platform) -> Result<&'i Descripto
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_platform_is_two_words_or_three_and_decides() {
+        let zero = format!("sha256:{}", "0".repeat(64));
+        let entry = |os: &str, architecture: &str, variant: Option<&str>, size: u64| Descriptor {
+            media_type: media::OCI_MANIFEST.to_owned(),
+            digest: zero.parse().expect("a digest"),
+            size,
+            platform: Some(Platform {
+                architecture: architecture.to_owned(),
+                os: os.to_owned(),
+                variant: variant.map(str::to_owned),
+            }),
+            annotations: BTreeMap::new(),
+        };
+        let manifests = vec![
+            entry("linux", "amd64", None, 1),
+            entry("linux", "arm", Some("v6"), 2),
+            entry("linux", "arm", Some("v7"), 3),
+        ];
+        let index = Index { schema_version: 2, media_type: None, manifests };
+        let chosen = |text: &str| {
+            let platform: Platform = text.parse().expect("a platform");
+            choose(&index, &platform).map(|found| found.size).ok()
+        };
+        assert_eq!(chosen("linux/amd64"), Some(1));
+        assert_eq!(chosen("linux/arm/v7"), Some(3));
+        assert_eq!(chosen("linux/arm"), Some(2));
+        assert_eq!(chosen("linux/s390x"), None);
+        for text in ["", "linux", "/amd64", "linux/", "linux/arm/", "a/b/c/d"] {
+            assert!(text.parse::<Platform>().is_err(), "{text:?}");
+        }
+    }
 
     #[test]
     fn a_document_is_one_thing_and_what_its_type_says() {

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use anyhow::Context as _;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde::Serialize;
+use store::manifest::Platform;
 use store::{Digest, Progress, PullOptions, Store};
 
 use crate::context::{Context, note, on_terminal, out, short};
@@ -23,6 +24,9 @@ pub struct Args {
     /// NAME, docker://HOST/NAME, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME]
     #[arg(required = true, value_name = "REF")]
     images: Vec<String>,
+    /// For another machine than this one, such as linux/arm64 or linux/arm/v7
+    #[arg(long, value_name = "OS/ARCH")]
+    platform: Option<Platform>,
     /// Print only the ids
     #[arg(short, long)]
     quiet: bool,
@@ -40,7 +44,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let interruption = Interruption::watch(&store)?;
     let mut all = Vec::new();
     for text in &args.images {
-        let pulled = from(&store, text, context, args.quiet, &interruption);
+        let options = match &args.platform {
+            Some(platform) => PullOptions { platform: platform.clone() },
+            None => PullOptions::default(),
+        };
+        let from = From { store: &store, context, quiet: args.quiet, options };
+        let pulled = from.pull(text, &interruption);
         all.extend(interruption.judge(pulled, "the same pull goes on where this one stopped")?);
     }
     if store.has_trash()? {
@@ -55,29 +64,32 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn from(
-    store: &Store,
-    text: &str,
-    context: &Context,
+/// How images are pulled.
+struct From<'c> {
+    store: &'c Store,
+    context: &'c Context,
     quiet: bool,
-    interruption: &Interruption,
-) -> anyhow::Result<Vec<Pulled>> {
-    let mut all = Vec::new();
-    let client = || {
-        let client = context.client()?;
-        interruption.also(&client);
-        Ok(client)
-    };
-    for (source, name) in Place::parse(text)?.images(client)? {
-        let name = name.map(|name| name.to_string());
-        let bars = Bars::new(quiet || context.json);
-        let options = PullOptions::default();
-        let id = store.pull(&*source, name.as_deref(), &bars, &options);
-        bars.clear();
-        let id = id.with_context(|| format!("{text} can't be pulled"))?;
-        all.push(Pulled { name, id });
+    options: PullOptions,
+}
+
+impl From<'_> {
+    fn pull(&self, text: &str, interruption: &Interruption) -> anyhow::Result<Vec<Pulled>> {
+        let mut all = Vec::new();
+        let client = || {
+            let client = self.context.client()?;
+            interruption.also(&client);
+            Ok(client)
+        };
+        for (source, name) in Place::parse(text)?.images(client)? {
+            let name = name.map(|name| name.to_string());
+            let bars = Bars::new(self.quiet || self.context.json);
+            let id = self.store.pull(&*source, name.as_deref(), &bars, &self.options);
+            bars.clear();
+            let id = id.with_context(|| format!("{text} can't be pulled"))?;
+            all.push(Pulled { name, id });
+        }
+        Ok(all)
     }
-    Ok(all)
 }
 
 /// Loads what a file has, as `strata load` does.
@@ -87,10 +99,8 @@ pub fn load(
     context: &Context,
     interruption: &Interruption,
 ) -> anyhow::Result<Vec<(Option<String>, Digest)>> {
-    Ok(from(store, text, context, true, interruption)?
-        .into_iter()
-        .map(|p| (p.name, p.id))
-        .collect())
+    let from = From { store, context, quiet: true, options: PullOptions::default() };
+    Ok(from.pull(text, interruption)?.into_iter().map(|p| (p.name, p.id)).collect())
 }
 
 /// A bar a layer on a terminal, a line a layer elsewhere.
