@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -22,6 +23,9 @@ use crate::passthrough::Passthrough;
 
 /// How many nodes are forgotten until their memory goes back to the kernel.
 const FORGOTTEN: u64 = 20_000;
+
+/// Set-user-ID and set-group-ID.
+const PRIVILEGES: u32 = 0o6000;
 
 /// `DT_DIR`.
 const DIRECTORY: u32 = 4;
@@ -115,7 +119,8 @@ impl Adapter {
     fn opened(&self, open: Arc<OpenFile>) -> OpenOut {
         let backing = self.passthrough.opened(open.node().0, || {
             let backing = self.union.backing(&open).ok()?;
-            (backing.in_upper || self.read_only).then_some(backing.fd)
+            let fits = self.read_only || backing.in_upper && !has_privileges(&backing.fd);
+            fits.then_some(backing.fd)
         });
         let mut open_flags = fopen::NOFLUSH | fopen::PARALLEL_DIRECT_WRITES;
         if backing.is_some() {
@@ -149,6 +154,10 @@ impl Adapter {
     fn hidden(&self, name: &OsStr) -> bool {
         self.noacl && is_acl(name)
     }
+}
+
+fn has_privileges(file: &OwnedFd) -> bool {
+    rustix::fs::fstat(file).is_ok_and(|stat| stat.st_mode & PRIVILEGES != 0)
 }
 
 fn is_acl(name: &OsStr) -> bool {
@@ -209,6 +218,9 @@ impl FileSystem for Adapter {
         let mut change = changes(input);
         self.ids.change(&mut change)?;
         let mut attr = self.union.setattr(node(request), &change).map_err(refused)?;
+        if attr.mode & PRIVILEGES != 0 {
+            self.passthrough.unfit(request.node);
+        }
         self.fix(&mut attr);
         Ok(self.valid.attr(&attr))
     }
@@ -327,10 +339,11 @@ impl FileSystem for Adapter {
         self.union.fsync(&*self.files.get(handle)?, data_only).map_err(refused)
     }
 
-    fn fallocate(&self, _: &Request, input: &FallocateIn) -> Result<()> {
+    fn fallocate(&self, request: &Request, input: &FallocateIn) -> Result<()> {
         let file = self.files.get(input.fh)?;
         let mode = FallocateFlags::from_bits_retain(input.mode);
-        self.union.fallocate(&file, mode, input.offset, input.length).map_err(refused)
+        let kill = request.uid != 0;
+        self.union.fallocate(&file, mode, (input.offset, input.length), kill).map_err(refused)
     }
 
     fn lseek(&self, _: &Request, input: &LseekIn) -> Result<u64> {
@@ -343,10 +356,11 @@ impl FileSystem for Adapter {
         self.union.seek(&file, to).map_err(refused)
     }
 
-    fn copy_file_range(&self, _: &Request, input: &CopyFileRangeIn) -> Result<u64> {
+    fn copy_file_range(&self, request: &Request, input: &CopyFileRangeIn) -> Result<u64> {
         let (from, to) = (self.files.get(input.fh_in)?, self.files.get(input.fh_out)?);
         let len = usize::try_from(input.len).unwrap_or(usize::MAX);
-        let copied = self.union.copy_range((&from, input.off_in), (&to, input.off_out), len);
+        let (from, to) = ((&*from, input.off_in), (&*to, input.off_out));
+        let copied = self.union.copy_range(from, to, len, request.uid != 0);
         Ok(copied.map_err(refused)? as u64)
     }
 

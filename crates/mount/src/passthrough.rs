@@ -3,7 +3,8 @@
 //! Decided per node when it goes from not open to open, for as long as it is open: the kernel takes one backing file per
 //! node at a time, and none beside opens that go through its cache. Only files of the upper layer qualify, for they stay
 //! what they are, and any file of a mount that is read-only. A file of a lower layer never does where it could be copied
-//! up: its descriptors would go on reading, and new ones would write, what is below.
+//! up: its descriptors would go on reading, and new ones would write, what is below. Nor does one with set-user-ID or
+//! set-group-ID, which go when a program without privileges writes: the kernel tells us who does when it asks us to write.
 //!
 //! What qualifies once does so until the kernel forgets the node. So the registration outlives the last close, for the
 //! next open; the longest unused go.
@@ -15,6 +16,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use fuse::Connection;
 use parking_lot::Mutex;
 
+/// Registers a file. The kernel writes to it with what this thread may do: were that all that root may, a program without
+/// privileges would leave set-user-ID where it writes.
+fn register(connection: &Connection, file: impl AsFd) -> std::io::Result<i32> {
+    let registered = sys::privilege::without_fsetid(|| connection.backing_open(file));
+    registered.map_err(std::io::Error::other)?
+}
+
 /// Registrations that wait for the next open, at most.
 const IDLE: usize = 1024;
 
@@ -23,6 +31,8 @@ struct Open {
     count: u64,
     /// Set while the kernel does it itself.
     backing: Option<i32>,
+    /// It waits for the next open after the last close.
+    stays: bool,
     /// When it was last closed, as the clock has it.
     closed: u64,
 }
@@ -82,7 +92,7 @@ impl Passthrough {
             return backing;
         }
         let connection = self.connection.lock().clone()?;
-        let backing = backing().and_then(|file| match connection.backing_open(file) {
+        let backing = backing().and_then(|file| match register(&connection, file) {
             Ok(id) => Some(id),
             Err(error) => {
                 if error.kind() == std::io::ErrorKind::PermissionDenied {
@@ -93,7 +103,7 @@ impl Passthrough {
                 None
             }
         });
-        nodes.open.insert(node, Open { count: 1, backing, closed: 0 });
+        nodes.open.insert(node, Open { count: 1, backing, stays: true, closed: 0 });
         backing
     }
 
@@ -106,8 +116,10 @@ impl Passthrough {
         if entry.count > 0 {
             return;
         }
-        if entry.backing.is_none() {
+        if entry.backing.is_none() || !entry.stays {
+            let backing = entry.backing;
             nodes.open.remove(&node);
+            self.end(node, backing);
             return;
         }
         nodes.clock += 1;
@@ -116,6 +128,20 @@ impl Passthrough {
         if nodes.idle > IDLE {
             self.trim(nodes);
         }
+    }
+
+    /// A node does not qualify any more: while it is open, the kernel goes on.
+    pub fn unfit(&self, node: u64) {
+        let mut nodes = self.nodes.lock();
+        let Some(entry) = nodes.open.get_mut(&node) else { return };
+        entry.stays = false;
+        if entry.count > 0 {
+            return;
+        }
+        let backing = entry.backing;
+        nodes.open.remove(&node);
+        nodes.idle -= 1;
+        self.end(node, backing);
     }
 
     /// The kernel knows a node no more.

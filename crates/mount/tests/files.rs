@@ -6,7 +6,9 @@ use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom,
@@ -358,4 +360,55 @@ fn flags_of_files_are_those_of_the_upper() {
     let dir = File::open(scene.path("dir")).unwrap();
     ioctl_setflags(&dir, ioctl_getflags(&dir).unwrap() | IFlags::NOATIME).unwrap();
     assert!(ioctl_getflags(&dir).unwrap().contains(IFlags::NOATIME));
+}
+
+/// As on any file system: who may not keep set-user-ID takes it away by writing, and root does not.
+#[test]
+fn who_writes_without_privileges_takes_set_user_id_away() {
+    let made = |path: &Path| {
+        fs::write(path, "x").unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o6777)).unwrap();
+    };
+    let fill = |lower: &Path| {
+        // For others to walk through.
+        let base = lower.parent().unwrap();
+        fs::set_permissions(base, fs::Permissions::from_mode(0o755)).unwrap();
+        ["low", "low2"].iter().for_each(|name| made(&lower.join(name)));
+    };
+    let Some(scene) = Scene::new(fill) else { return };
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+    let run = |uid: u32, script: String| {
+        let status = Command::new("sh").args(["-c", &script]).uid(uid).gid(uid).status();
+        assert!(status.unwrap().success(), "{script}");
+    };
+    let append = |uid, path: &Path| run(uid, format!("echo y >>{}", path.display()));
+    let upper = ["up", "up2", "up3", "up4", "up5"].map(|name| scene.path(name));
+    upper.iter().for_each(|path| made(path));
+    for path in [&scene.path("low"), &upper[0]] {
+        append(0, path);
+        assert_eq!(mode(path), 0o6777, "root wrote {path:?}");
+        append(1234, path);
+        assert_eq!(mode(path), 0o777, "{path:?}");
+    }
+    // It gets its bits while, and after, the kernel writes it itself.
+    let (open, after) = (&upper[1], &upper[2]);
+    for path in [open, after] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+        append(0, path);
+    }
+    let path = open.display();
+    let holder = fs::OpenOptions::new().append(true).open(open).unwrap();
+    for path in [open, after] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o6777)).unwrap();
+    }
+    run(1234, format!("echo y >>{path}"));
+    drop(holder);
+    append(1234, after);
+    assert_eq!((mode(open), mode(after)), (0o777, 0o777));
+    // And by calls that are no writes.
+    run(1234, format!("fallocate -l 1M {}", upper[3].display()));
+    run(1234, format!("truncate -s 10 {}", upper[4].display()));
+    run(1234, format!("truncate -s 10 {}", scene.path("low2").display()));
+    let low = mode(&scene.path("low2"));
+    assert_eq!((mode(&upper[3]), mode(&upper[4]), low), (0o777, 0o777, 0o777));
 }

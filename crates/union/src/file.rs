@@ -296,7 +296,7 @@ impl Union {
         synced.map_err(|e| self.fail(&open.node, Step::Change, "fsync", e))
     }
 
-    /// fallocate(2), with every mode that the backing file system has.
+    /// fallocate(2), with every mode that the backing file system has; `kill_suidgid` as for [`Union::write`].
     ///
     /// # Errors
     /// EBADF, EOPNOTSUPP, ENOSPC.
@@ -304,10 +304,13 @@ impl Union {
         &self,
         open: &OpenFile,
         mode: FallocateFlags,
-        offset: u64,
-        len: u64,
+        (offset, len): (u64, u64),
+        kill_suidgid: bool,
     ) -> Result<()> {
         let fd = self.changing(open)?;
+        if kill_suidgid {
+            self.drop_privileges(&open.node, &fd)?;
+        }
         let fail = |e| self.fail(&open.node, Step::Change, "fallocate", e);
         let moves = FallocateFlags::COLLAPSE_RANGE | FallocateFlags::INSERT_RANGE;
         if mode.intersects(moves) {
@@ -362,7 +365,7 @@ impl Union {
         self.write(to, &piece[..got], into, false)
     }
 
-    /// Copies within the union, in the kernel where it can.
+    /// Copies within the union, in the kernel where it can; `kill_suidgid` as for [`Union::write`].
     ///
     /// # Errors
     /// EBADF, EXDEV where the files are on two file systems that do not copy to each other.
@@ -371,8 +374,12 @@ impl Union {
         (from, mut at): (&OpenFile, u64),
         (to, mut into): (&OpenFile, u64),
         len: usize,
+        kill_suidgid: bool,
     ) -> Result<usize> {
         let (source, target) = (self.fd(from)?, self.changing(to)?);
+        if kill_suidgid {
+            self.drop_privileges(&to.node, &target)?;
+        }
         if from.node.partial().is_some() || to.node.partial().is_some() {
             return self.copy_by_hand((from, at), (to, into), len);
         }

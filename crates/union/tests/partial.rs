@@ -144,7 +144,8 @@ impl Run {
             Op::Fallocate(mode, at, len) => {
                 let mode = FallocateFlags::from_bits_retain(*mode);
                 let file = open();
-                let done = self.union.fallocate(&file, mode, *at, *len).map_err(|e| e.errno());
+                let done =
+                    self.union.fallocate(&file, mode, (*at, *len), false).map_err(|e| e.errno());
                 self.union.close(&file);
                 assert_eq!(done, fallocate(&self.model, mode, *at, *len), "{op:?}");
             }
@@ -153,8 +154,10 @@ impl Run {
                 let size = self.model.metadata().unwrap().len();
                 let apart = from + *len as u64 <= *to || to + *len as u64 <= *from;
                 if apart && *from < size {
-                    let copied =
-                        self.union.copy_range((&source, *from), (&target, *to), *len).unwrap();
+                    let copied = self
+                        .union
+                        .copy_range((&source, *from), (&target, *to), *len, false)
+                        .unwrap();
                     let mut data = vec![0; copied];
                     self.model.read_exact_at(&mut data, *from).unwrap();
                     self.model.write_all_at(&data, *to).unwrap();

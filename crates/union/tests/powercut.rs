@@ -165,7 +165,7 @@ fn rounds(kind: &str, options: &[&str], seeds: std::ops::Range<u64>) {
                     }
                     7 => {
                         let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                        union.fallocate(&big, hole, at as u64, len as u64).unwrap();
+                        union.fallocate(&big, hole, (at as u64, len as u64), false).unwrap();
                         change(&mut now, &mut versions, at, &vec![0; len]);
                     }
                     8 => {
