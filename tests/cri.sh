@@ -27,6 +27,36 @@ call() {
 }
 call Version '{}' '"CRI of \(.["2"][0]) \(.["3"][0])"'
 
+# As systemd starts it: with the socket open already, which stays when it ends; and gRPC's health protocol.
+cat >"$D/activate.py" <<'EOF'
+import os, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+os.dup2(listener.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+EOF
+cat >"$D/health.py" <<'EOF'
+import sys, grpc
+with grpc.insecure_channel("unix:" + sys.argv[1]) as channel:
+    check = channel.unary_unary("/grpc.health.v1.Health/Check", lambda name: b"\n" + bytes([len(name)]) + name, lambda answer: answer)
+    print(check(b"containerd.services.diff.v1.Diff", timeout=20).hex())
+    try:
+        check(b"other", timeout=20)
+    except grpc.RpcError as error:
+        print(error.code().name)
+EOF
+/usr/bin/python3 "$D/activate.py" "$D/activated.sock" "$STRATA" snapshotter --root "$store" >"$D/activated.log" 2>&1 &
+activated=$!
+/usr/bin/python3 "$D/health.py" "$D/activated.sock" >"$D/out" || { cat "$D/activated.log"; fail "no health by an inherited socket"; }
+[ "$(tr '\n' ' ' <"$D/out")" = "0801 NOT_FOUND " ] || { cat "$D/out"; fail "it is not healthy"; }
+kill "$activated"
+wait "$activated" || { cat "$D/activated.log"; fail "it does not end when it is told to"; }
+[ -S "$D/activated.sock" ] || fail "systemd's socket was removed"
+echo "started by its socket, healthy"
+
 start_registry busybox:1 nginx:1 pause:1
 # What the command line has pulled, kubelet's pull finds.
 "$STRATA" pull -q --root "$store" "oci:$CORPUS/oci/nginx:1" >/dev/null
