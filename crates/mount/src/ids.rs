@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     fn ids() -> Ids {
-        let options = "lowerdir=l,uidmapping=0:1000:1:1:100000:10,gidmapping=0:500:2";
+        let options = "lowerdir=l,uidmapping=1000:0:1:100000:1:10,gidmapping=500:0:2";
         Ids::new(&Options::parse(&[options]).unwrap().options)
     }
 

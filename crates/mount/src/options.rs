@@ -240,14 +240,18 @@ impl Parsed {
     }
 }
 
-const MAPPING: &str = "SHOWN:STORED:COUNT, once or more with colons between";
+const MAPPING: &str = "STORED:SHOWN:COUNT, once or more with colons between";
 
-/// `shown:stored:count`, any number of times; none that overlap on either side.
+/// `stored:shown:count`, any number of times; none that overlap on either side. podman puts a colon before the first.
+///
+/// Source: what fuse-overlayfs 1.10 shows of a lower layer with either order.
 fn mappings(text: Option<&str>) -> Option<Vec<Mapping>> {
-    let numbers = text?.split(':').map(|number| number.parse().ok());
+    let text = text?;
+    let numbers =
+        text.strip_prefix(':').unwrap_or(text).split(':').map(|number| number.parse().ok());
     let numbers: Vec<u32> = numbers.collect::<Option<_>>()?;
     let (triples, []) = numbers.as_chunks::<3>() else { return None };
-    let mappings = triples.iter().map(|[shown, stored, count]| Mapping {
+    let mappings = triples.iter().map(|[stored, shown, count]| Mapping {
         shown: *shown,
         stored: *stored,
         count: *count,
@@ -342,7 +346,7 @@ mod tests {
 
     #[test]
     fn ids_are_mapped_in_threes() {
-        let parsed = options("lowerdir=l,uidmapping=0:1000:1:1:100000:65536,squash_to_gid=5");
+        let parsed = options("lowerdir=l,uidmapping=:1000:0:1:100000:1:65536,squash_to_gid=5");
         let first = Mapping { shown: 0, stored: 1000, count: 1 };
         assert_eq!((parsed.uid_mappings[0], parsed.uid_mappings.len()), (first, 2));
         assert_eq!(parsed.squash_gid, Some(5));

@@ -268,7 +268,7 @@ fn names_are_bytes_and_long() {
 #[test]
 fn ids_are_mapped_both_ways() {
     let Some(scene) =
-        Scene::with("uidmapping=0:0:1:1:1000:100,gidmapping=0:0:1:1:2000:100", |dir| {
+        Scene::with("uidmapping=0:0:1:1000:1:100,gidmapping=0:0:1:2000:1:100", |dir| {
             lower(dir);
             std::os::unix::fs::chown(dir.join("file"), Some(1004), Some(2004)).unwrap();
             std::os::unix::fs::chown(dir.join("other"), Some(7), Some(7)).unwrap();

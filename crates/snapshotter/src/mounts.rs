@@ -44,7 +44,7 @@ pub(crate) fn of(stack: &Stack, user: bool) -> Result<Vec<Mount>, String> {
         // Whoever reads the upper layer once it is unmounted expects whole files.
         options.push(format!("partial={}", if wanted.partial { "complete" } else { "off" }));
         for (name, range) in [("uidmapping", wanted.uids), ("gidmapping", wanted.gids)] {
-            options.extend(range.map(|r| format!("{name}={}:{}:{}", r.outside, r.inside, r.count)));
+            options.extend(range.map(|r| format!("{name}={}:{}:{}", r.inside, r.outside, r.count)));
         }
     } else {
         options.push("index=off".to_owned());
@@ -148,7 +148,7 @@ mod tests {
             ),
             (
                 stack(Kind::Active, &["/s/1/fs"], &[("strata.io/size", "2G"), ids]),
-                "fuse3.strata strata size=2g,partial=off,uidmapping=100000:0:65536,workdir=/s/9/work,upperdir=/s/9/fs,lowerdir=/s/1/fs",
+                "fuse3.strata strata size=2g,partial=off,uidmapping=0:100000:65536,workdir=/s/9/work,upperdir=/s/9/fs,lowerdir=/s/1/fs",
             ),
             (stack(Kind::View, &["/s/1/fs"], &[("strata.io/size", "2G")]), "bind /s/1/fs ro,rbind"),
         ];
