@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use fuse::wire::{
     AttrOut, CopyFileRangeIn, CreateIn, EntryOut, FallocateIn, GETATTR_FH, GetattrIn, IoctlIn,
@@ -42,6 +42,7 @@ pub(crate) struct Adapter {
     files: Handles<OpenFile>,
     dirs: Handles<OpenDir>,
     passthrough: Passthrough,
+    connection: OnceLock<Connection>,
     forgotten: AtomicU64,
 }
 
@@ -75,8 +76,14 @@ impl Adapter {
             files: Handles::new(),
             dirs: Handles::new(),
             passthrough: Passthrough::default(),
+            connection: OnceLock::new(),
             forgotten: AtomicU64::new(0),
         }
+    }
+
+    /// Over which the kernel is told what it does not know.
+    pub fn connect(&self, connection: Connection) {
+        self.connection.get_or_init(|| connection);
     }
 
     /// Lets the kernel read and write files itself.
@@ -90,7 +97,36 @@ impl Adapter {
 
     fn entry(&self, mut entry: union::Entry) -> EntryOut {
         self.fix(&mut entry.attr);
-        self.valid.entry(&entry)
+        let mut out = self.valid.entry(&entry);
+        if self.is_fleeting(entry.node.0, &entry.attr) {
+            (out.attr_valid, out.attr_valid_nsec) = (0, 0);
+        }
+        out
+    }
+
+    /// What `stat` shows, for as long as it holds.
+    fn shown(&self, node: u64, attr: &union::Attr) -> AttrOut {
+        let mut out = self.valid.attr(attr);
+        if self.is_fleeting(node, attr) {
+            (out.attr_valid, out.attr_valid_nsec) = (0, 0);
+        }
+        out
+    }
+
+    /// Whether the kernel may take set-user-ID from a file without noticing: it writes it itself.
+    fn is_fleeting(&self, node: u64, attr: &union::Attr) -> bool {
+        attr.mode & PRIVILEGES != 0 && self.passthrough.is_open(node)
+    }
+
+    /// After a write: the kernel goes on with the mode that it knows where it is not told.
+    fn tell_lost(&self, file: &OpenFile) {
+        if !file.lost_privileges() {
+            return;
+        }
+        let told = self.connection.get().map(|c| c.invalidate_inode(file.node().0, -1, 0));
+        if let Some(Err(error)) = told {
+            tracing::warn!(%error, "the kernel may show a mode that a file has no more");
+        }
     }
 
     fn fix(&self, attr: &mut union::Attr) {
@@ -205,12 +241,17 @@ impl FileSystem for Adapter {
 
     fn getattr(&self, request: &Request, input: &GetattrIn) -> Result<AttrOut> {
         let handle = (input.flags & GETATTR_FH != 0).then_some(input.fh);
-        Ok(self.valid.attr(&self.attr(request, handle)?))
+        Ok(self.shown(request.node, &self.attr(request, handle)?))
     }
 
     fn statx(&self, request: &Request, input: &StatxIn) -> Result<StatxOut> {
         let handle = (input.getattr_flags & GETATTR_FH != 0).then_some(input.fh);
-        Ok(self.valid.statx(&self.attr(request, handle)?))
+        let attr = self.attr(request, handle)?;
+        let mut out = self.valid.statx(&attr);
+        if self.is_fleeting(request.node, &attr) {
+            (out.attr_valid, out.attr_valid_nsec) = (0, 0);
+        }
+        Ok(out)
     }
 
     fn setattr(&self, request: &Request, input: &SetattrIn) -> Result<AttrOut> {
@@ -222,7 +263,7 @@ impl FileSystem for Adapter {
             self.passthrough.unfit(request.node);
         }
         self.fix(&mut attr);
-        Ok(self.valid.attr(&attr))
+        Ok(self.shown(request.node, &attr))
     }
 
     fn readlink(&self, request: &Request, buffer: &mut [u8]) -> Result<usize> {
@@ -325,7 +366,9 @@ impl FileSystem for Adapter {
     fn write(&self, _: &Request, input: &WriteIn, data: &[u8]) -> Result<usize> {
         let file = self.files.get(input.fh)?;
         let kill = input.write_flags & WRITE_KILL_SUIDGID != 0;
-        self.union.write(&file, data, input.offset, kill).map_err(refused)
+        let written = self.union.write(&file, data, input.offset, kill);
+        self.tell_lost(&file);
+        written.map_err(refused)
     }
 
     fn release(&self, _: &Request, input: &ReleaseIn) {
@@ -343,7 +386,9 @@ impl FileSystem for Adapter {
         let file = self.files.get(input.fh)?;
         let mode = FallocateFlags::from_bits_retain(input.mode);
         let kill = request.uid != 0;
-        self.union.fallocate(&file, mode, (input.offset, input.length), kill).map_err(refused)
+        let done = self.union.fallocate(&file, mode, (input.offset, input.length), kill);
+        self.tell_lost(&file);
+        done.map_err(refused)
     }
 
     fn lseek(&self, _: &Request, input: &LseekIn) -> Result<u64> {
@@ -359,8 +404,9 @@ impl FileSystem for Adapter {
     fn copy_file_range(&self, request: &Request, input: &CopyFileRangeIn) -> Result<u64> {
         let (from, to) = (self.files.get(input.fh_in)?, self.files.get(input.fh_out)?);
         let len = usize::try_from(input.len).unwrap_or(usize::MAX);
-        let (from, to) = ((&*from, input.off_in), (&*to, input.off_out));
-        let copied = self.union.copy_range(from, to, len, request.uid != 0);
+        let (source, target) = ((&*from, input.off_in), (&*to, input.off_out));
+        let copied = self.union.copy_range(source, target, len, request.uid != 0);
+        self.tell_lost(&to);
         Ok(copied.map_err(refused)? as u64)
     }
 

@@ -130,6 +130,12 @@ impl Passthrough {
         }
     }
 
+    /// Whether the kernel reads and writes a node itself at this moment.
+    pub fn is_open(&self, node: u64) -> bool {
+        self.is_on()
+            && self.nodes.lock().open.get(&node).is_some_and(|o| o.count > 0 && o.backing.is_some())
+    }
+
     /// A node does not qualify any more: while it is open, the kernel goes on.
     pub fn unfit(&self, node: u64) {
         let mut nodes = self.nodes.lock();

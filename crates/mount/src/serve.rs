@@ -103,6 +103,7 @@ pub fn mount(options: &Options, mountpoint: &Path) -> Result<Mounted, Error> {
     let marked = started.and_then(|session| Ok(adapter.union.mark_volatile().map(|()| session)?));
     match marked {
         Ok(session) => {
+            adapter.connect(session.connection());
             // What the kernel writes itself is not counted.
             let counted = options.size.is_some() || options.inodes.is_some();
             if session.negotiated().has(fuse::wire::init::PASSTHROUGH) && !counted && !keeps_owners

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
 use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom, fallocate, fdatasync, fsync, seek};
@@ -24,6 +24,8 @@ const PIECE: usize = 1 << 20;
 pub struct OpenFile {
     pub(crate) node: Arc<Node>,
     flags: OFlags,
+    /// A write has taken set-user-ID or set-group-ID away.
+    lost: AtomicBool,
     /// The descriptor, and the node's version that it is of; none until it is needed.
     real: RwLock<Option<(u32, Arc<OwnedFd>)>>,
 }
@@ -41,6 +43,11 @@ impl OpenFile {
     /// The node that is open.
     pub fn node(&self) -> NodeId {
         self.node.id
+    }
+
+    /// Whether a write through it has taken set-user-ID or set-group-ID away since this was asked last.
+    pub fn lost_privileges(&self) -> bool {
+        self.lost.load(Ordering::Relaxed) && self.lost.swap(false, Ordering::Relaxed)
     }
 }
 
@@ -99,9 +106,12 @@ impl Union {
             Ok((version, fd, access | direct))
         })();
         match opened {
-            Ok((version, fd, flags)) => {
-                Ok(Arc::new(OpenFile { node, flags, real: RwLock::new(Some((version, fd))) }))
-            }
+            Ok((version, fd, flags)) => Ok(Arc::new(OpenFile {
+                node,
+                flags,
+                lost: AtomicBool::new(false),
+                real: RwLock::new(Some((version, fd))),
+            })),
             Err(e) => {
                 self.table.closed(&node);
                 Err(e)
@@ -124,7 +134,12 @@ impl Union {
         node.opens.fetch_add(1, Ordering::AcqRel);
         let access = if writes { OFlags::RDWR } else { OFlags::RDONLY };
         let flags = access | (flags & OFlags::DIRECT);
-        Some(Arc::new(OpenFile { node, flags, real: RwLock::new(None) }))
+        Some(Arc::new(OpenFile {
+            node,
+            flags,
+            lost: AtomicBool::new(false),
+            real: RwLock::new(None),
+        }))
     }
 
     pub(crate) fn opened(&self, node: &Arc<Node>, fd: OwnedFd) -> Arc<OpenFile> {
@@ -134,7 +149,12 @@ impl Union {
         body.anchor.get_or_insert_with(|| Arc::clone(&fd));
         let real = RwLock::new(Some((body.version, fd)));
         drop(body);
-        Arc::new(OpenFile { node: Arc::clone(node), flags: OFlags::RDWR, real })
+        Arc::new(OpenFile {
+            node: Arc::clone(node),
+            flags: OFlags::RDWR,
+            lost: AtomicBool::new(false),
+            real,
+        })
     }
 
     /// Cuts or lengthens a file, and counts what that frees.
@@ -150,6 +170,13 @@ impl Union {
         let before = held_by_fd(fd).map_err(fail)?;
         rustix::fs::ftruncate(fd, size).map_err(fail)?;
         space.give(before.saturating_sub(held_by_fd(fd).map_err(fail)?));
+        Ok(())
+    }
+
+    fn without_privileges(&self, open: &OpenFile, fd: &OwnedFd) -> Result<()> {
+        if self.drop_privileges(&open.node, fd)? {
+            open.lost.store(true, Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -241,7 +268,7 @@ impl Union {
     ) -> Result<usize> {
         let fd = self.changing(open)?;
         if kill_suidgid {
-            self.drop_privileges(&open.node, &fd)?;
+            self.without_privileges(open, &fd)?;
         }
         if let Some(partial) = open.node.partial() {
             let written = partial.write(data, offset);
@@ -309,7 +336,7 @@ impl Union {
     ) -> Result<()> {
         let fd = self.changing(open)?;
         if kill_suidgid {
-            self.drop_privileges(&open.node, &fd)?;
+            self.without_privileges(open, &fd)?;
         }
         let fail = |e| self.fail(&open.node, Step::Change, "fallocate", e);
         let moves = FallocateFlags::COLLAPSE_RANGE | FallocateFlags::INSERT_RANGE;
@@ -378,7 +405,7 @@ impl Union {
     ) -> Result<usize> {
         let (source, target) = (self.fd(from)?, self.changing(to)?);
         if kill_suidgid {
-            self.drop_privileges(&to.node, &target)?;
+            self.without_privileges(to, &target)?;
         }
         if from.node.partial().is_some() || to.node.partial().is_some() {
             return self.copy_by_hand((from, at), (to, into), len);

@@ -178,25 +178,30 @@ impl Union {
         Ok(true)
     }
 
-    /// Takes set-user-ID, and set-group-ID where the group may execute, away from what was written to.
-    pub(crate) fn drop_privileges(&self, node: &Node, fd: &OwnedFd) -> Result<()> {
+    /// Takes set-user-ID, and set-group-ID where the group may execute, away from what was written to; false where it
+    /// had neither.
+    pub(crate) fn drop_privileges(&self, node: &Node, fd: &OwnedFd) -> Result<bool> {
         let fail = |what| move |e| self.fail(node, Step::Change, what, e);
         let Some(owners) = self.owners(node) else {
             let mode = Mode::from_raw_mode(fstat(fd).map_err(fail("fstat"))?.st_mode & 0o7777);
             let kept = without_privileges(mode);
-            return if kept == mode { Ok(()) } else { fchmod(fd, kept).map_err(fail("fchmod")) };
+            if kept != mode {
+                fchmod(fd, kept).map_err(fail("fchmod"))?;
+            }
+            return Ok(kept != mode);
         };
         let mut value = [0; VALUE];
         let len = match fgetxattr(fd, owners.attribute(), &mut value) {
             Ok(len) => len,
-            Err(Errno::NODATA) => return Ok(()),
+            Err(Errno::NODATA) => return Ok(false),
             Err(e) => return Err(fail("fgetxattr")(e)),
         };
         let owner = Owner::parse(&value[..len]).map_err(fail("fgetxattr"))?;
         let kept = without_privileges(Mode::from_raw_mode(owner.mode)).bits();
         if kept == owner.mode {
-            return Ok(());
+            return Ok(false);
         }
-        write(fd, owners, Owner { mode: kept, ..owner }, false).map_err(fail("fsetxattr"))
+        write(fd, owners, Owner { mode: kept, ..owner }, false).map_err(fail("fsetxattr"))?;
+        Ok(true)
     }
 }
