@@ -57,6 +57,8 @@ interrupted() {
   sleep "$after"
   kill -INT "$process" 2>/dev/null || :
   wait "$process" || code=$?
+  # It had not begun when the signal came.
+  [ "$code" != 130 ] || [ -s "$D/err" ] || return 1
   # Nobody opens the store before this: what is here is what the process left.
   local left; left=$(find "$STRATA_ROOT"/{staging,locks,trash,layers} -mindepth 1 -maxdepth 1 | LC_ALL=C sort)
   [ "$left" = "$layers" ] || [ "$code" = 0 ] || fail "$* left: $left"
