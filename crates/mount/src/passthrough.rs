@@ -24,7 +24,7 @@ fn register(connection: &Connection, file: impl AsFd) -> std::io::Result<i32> {
 }
 
 /// Registrations that wait for the next open, at most.
-const IDLE: usize = 1024;
+const IDLE: usize = 8192;
 
 #[derive(Debug)]
 struct Open {

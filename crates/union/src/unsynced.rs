@@ -42,7 +42,7 @@ const NOTE: &str = "note";
 const LARGEST: u64 = 1 << 20;
 
 /// Copies that may be unsynced: the next one waits for all of them.
-const MOST: usize = 1024;
+const MOST: usize = 2048;
 
 /// ext4, with a journal, and XFS.
 const EXT4: i64 = 0xef53;
