@@ -21,12 +21,13 @@ use rustix::io::Errno;
 use crate::complete::{READ, load};
 use crate::copy_up::{Data, times};
 use crate::error::{Result, Step, call};
+use crate::find::Within;
 use crate::node::{Node, Rest};
 use crate::partial::ATTRIBUTE;
 use crate::place::Part;
 use crate::resolve::LayerIndex;
 use crate::space::held_by;
-use crate::stack::{Union, Within};
+use crate::stack::Union;
 
 fn is_regular(stat: &Statx) -> bool {
     FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile

@@ -16,12 +16,13 @@ use rustix::io::Errno;
 use crate::copy_up::Data;
 use crate::error::{Result, Step, call, refused};
 use crate::file::OpenFile;
+use crate::find::Name;
 use crate::node::{Body, Node, NodeId};
 use crate::owners;
 use crate::place::Place;
 use crate::resolve::LayerIndex;
 use crate::space::Space;
-use crate::stack::{Entry, Name, Real, Union, inode};
+use crate::stack::{Entry, Real, Union, inode};
 use crate::upper::{DIRECTORY, Upper};
 
 const DEFAULT_ACL: &str = "system.posix_acl_default";

@@ -13,10 +13,11 @@ use rustix::io::Errno;
 
 use crate::create::{Caller, Made, New, default_acl};
 use crate::error::{Result, Step, call};
+use crate::find::Name;
 use crate::node::{Body, Node, NodeId};
 use crate::place::Place;
 use crate::resolve::LayerIndex;
-use crate::stack::{Name, Union};
+use crate::stack::Union;
 
 /// Who new files belong to that this process makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -23,11 +23,12 @@ use rustix::io::Errno;
 use crate::complete::READ;
 use crate::copy_up::same_times;
 use crate::error::{Result, Step, call};
+use crate::find::{Name, Within};
 use crate::node::{Node, Rest};
 use crate::origin::path;
 use crate::place::{Part, Place};
 use crate::resolve::LayerIndex;
-use crate::stack::{Name, Real, Union};
+use crate::stack::{Real, Union};
 use crate::upper::DIRECTORY;
 
 /// The directory in the work directory.
@@ -286,7 +287,7 @@ impl Union {
     fn lower_links(&self, parent: &Arc<Node>, name: &OsStr) -> Result<Option<u32>> {
         let lower = parent.body.read().lower.clone();
         for part in lower.iter() {
-            let within = crate::stack::Within::Part(part.clone());
+            let within = Within::Part(part.clone());
             let (_, _, probe) = self.probe_within(parent.id, within, name)?;
             match (probe.kind, probe.stat) {
                 (Kind::Absent, _) => {}

@@ -1,7 +1,7 @@
 //! The union of layers: what is shown, and how it changes. It knows nothing of FUSE.
 //!
 //! Reading order: [`resolve`] (pure: what layers say, folded), `place` and `node` (what is known of what
-//! somebody holds), `dirs` and `stack` (find names and inodes), `attr`, `dir` and `file` (what is shown),
+//! somebody holds), `dirs`, `stack` and `find` (find names and inodes), `attr`, `dir` and `file` (what is shown),
 //! `upper`, `copy_up`, `unsynced`, `partial`, `complete`, `below`, `origin`, `index` and `owners` (how the upper layer gets it), `create`, `in_place`, `remove`, `rename`, `xattr`, `flags`.
 
 mod attr;
@@ -13,6 +13,7 @@ mod dir;
 mod dirs;
 pub mod error;
 mod file;
+mod find;
 mod flags;
 mod in_place;
 mod index;
