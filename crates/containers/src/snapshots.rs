@@ -21,6 +21,9 @@ const ASIDE: &str = "aside";
 /// In the union's scratch, while there are files with a part of their data below.
 const PARTIAL: &str = "incompat/partial";
 
+/// And while there are copies of small files that may not be on the disk.
+const UNSYNCED: &str = "incompat/unsynced";
+
 /// Where the writable layer of a container that runs is copied to, before it is a snapshot.
 pub(crate) const COPYING: &str = "copying";
 
@@ -158,13 +161,14 @@ impl Container {
         }
     }
 
-    /// Where it does not run: gives big files that were written to all their data, which a daemon that was killed has not
-    /// done at its end. Nothing where there are none.
+    /// Where it does not run: gives big files that were written to all their data, and syncs copies of small ones, which a
+    /// daemon that was killed has not done at its end. Nothing where there are none.
     ///
     /// # Errors
     /// [`Error::View`].
     pub(crate) fn make_whole(&self, store: &Store) -> Result<()> {
-        if !self.dir.join("work/work").join(PARTIAL).exists() {
+        let scratch = self.dir.join("work/work");
+        if ![PARTIAL, UNSYNCED].iter().any(|mark| scratch.join(mark).exists()) {
             return Ok(());
         }
         let layers = self.layers(store)?;
