@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Fuzzes what reads other people's bytes: layers, archives, documents, names, logins (fuzz/). All targets at once, for a
-# minute, from seeds that are made here of real layers and documents. tests/fuzz.sh [SECONDS [TARGET…]]
+# Fuzzes what reads other people's bytes: layers, archives, documents, names, logins (fuzz/). All targets at once, from
+# seeds that are made here of real layers and documents: shortly in CI, and as long as one likes by hand.
+# tests/fuzz.sh [SECONDS [TARGET…]]
 . "$(dirname "$0")/lib.sh"
 need cargo-fuzz c++ jq
-seconds=${1:-60}
+seconds=${1:-15}
 [ $# = 0 ] || shift
 cd "$ROOT/fuzz"
 targets=("$@")

@@ -119,6 +119,11 @@ fn a_hostile_layer_stays_in_its_directory_or_is_refused() {
             Refused("length"),
         ),
         (
+            "a directory with a sparse map",
+            vec![pax(pax(dir("b/"), "GNU.sparse.map", b""), "GNU.sparse.size", b"9")],
+            Refused("no file"),
+        ),
+        (
             "an entry of an unknown type",
             vec![Entry { kind: b'Z', ..file("a", "") }],
             Refused("unknown"),

@@ -336,6 +336,9 @@ impl<R: BufRead> Reader<R> {
             return bad("a link has a target that no file can have");
         }
         let pax_map = extra.sparse_mapped || !extra.sparse_parts.is_empty();
+        if entry.kind != Kind::File && (pax_map || extra.sparse_major == Some(1)) {
+            return bad("an entry that is no file has a sparse map");
+        }
         let parts = if block[156] == b'S' && gnu {
             entry.size = number(&block[483..495])?;
             Some(self.old_sparse(block)?)
