@@ -97,25 +97,14 @@ impl Adapter {
 
     fn entry(&self, mut entry: union::Entry) -> EntryOut {
         self.fix(&mut entry.attr);
-        let mut out = self.valid.entry(&entry);
-        if self.is_fleeting(entry.node.0, &entry.attr) {
-            (out.attr_valid, out.attr_valid_nsec) = (0, 0);
-        }
-        out
+        self.valid(entry.node.0, &entry.attr).entry(&entry)
     }
 
-    /// What `stat` shows, for as long as it holds.
-    fn shown(&self, node: u64, attr: &union::Attr) -> AttrOut {
-        let mut out = self.valid.attr(attr);
-        if self.is_fleeting(node, attr) {
-            (out.attr_valid, out.attr_valid_nsec) = (0, 0);
-        }
-        out
-    }
-
-    /// Whether the kernel may take set-user-ID from a file without noticing: it writes it itself.
-    fn is_fleeting(&self, node: u64, attr: &union::Attr) -> bool {
-        attr.mode & PRIVILEGES != 0 && self.passthrough.is_open(node)
+    /// How long the kernel may keep what `stat` shows: not at all where it writes the file itself, for then it may take
+    /// set-user-ID from it without noticing.
+    fn valid(&self, node: u64, attr: &union::Attr) -> Valid {
+        let fleeting = attr.mode & PRIVILEGES != 0 && self.passthrough.is_open(node);
+        if fleeting { self.valid.with_fleeting_attributes() } else { self.valid }
     }
 
     /// After a write: the kernel goes on with the mode that it knows where it is not told.
@@ -241,17 +230,14 @@ impl FileSystem for Adapter {
 
     fn getattr(&self, request: &Request, input: &GetattrIn) -> Result<AttrOut> {
         let handle = (input.flags & GETATTR_FH != 0).then_some(input.fh);
-        Ok(self.shown(request.node, &self.attr(request, handle)?))
+        let attr = self.attr(request, handle)?;
+        Ok(self.valid(request.node, &attr).attr(&attr))
     }
 
     fn statx(&self, request: &Request, input: &StatxIn) -> Result<StatxOut> {
         let handle = (input.getattr_flags & GETATTR_FH != 0).then_some(input.fh);
         let attr = self.attr(request, handle)?;
-        let mut out = self.valid.statx(&attr);
-        if self.is_fleeting(request.node, &attr) {
-            (out.attr_valid, out.attr_valid_nsec) = (0, 0);
-        }
-        Ok(out)
+        Ok(self.valid(request.node, &attr).statx(&attr))
     }
 
     fn setattr(&self, request: &Request, input: &SetattrIn) -> Result<AttrOut> {
@@ -263,7 +249,7 @@ impl FileSystem for Adapter {
             self.passthrough.unfit(request.node);
         }
         self.fix(&mut attr);
-        Ok(self.shown(request.node, &attr))
+        Ok(self.valid(request.node, &attr).attr(&attr))
     }
 
     fn readlink(&self, request: &Request, buffer: &mut [u8]) -> Result<usize> {

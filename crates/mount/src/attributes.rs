@@ -9,47 +9,47 @@ use union::{NewTime, SetAttr, Time};
 /// `STATX_BASIC_STATS` and `STATX_BTIME`: what a [`Statx`] of ours holds.
 const STATX_MASK: u32 = 0x0fff;
 
-/// For how long the kernel may keep something.
+/// For how long the kernel may keep something: seconds and nanoseconds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Valid {
-    seconds: u64,
-    nanoseconds: u32,
+    names: (u64, u32),
+    attributes: (u64, u32),
 }
 
 impl Valid {
     /// The layers are ours, so only the kernel itself changes anything.
-    const LONG: Self = Self { seconds: 86_400, nanoseconds: 0 };
+    const LONG: (u64, u32) = (86_400, 0);
 
     pub fn new(seconds: Option<f64>) -> Self {
-        seconds.map_or(Self::LONG, |seconds| Self {
-            seconds: seconds as u64,
-            nanoseconds: (seconds.fract() * 1e9) as u32,
-        })
+        let time = |seconds: f64| (seconds as u64, (seconds.fract() * 1e9) as u32);
+        let time = seconds.map_or(Self::LONG, time);
+        Self { names: time, attributes: time }
+    }
+
+    /// The same, and attributes are asked for each time.
+    pub fn with_fleeting_attributes(self) -> Self {
+        Self { attributes: (0, 0), ..self }
     }
 
     pub fn entry(self, entry: &union::Entry) -> EntryOut {
         EntryOut {
             nodeid: entry.node.0,
             generation: 0,
-            entry_valid: self.seconds,
-            attr_valid: self.seconds,
-            entry_valid_nsec: self.nanoseconds,
-            attr_valid_nsec: self.nanoseconds,
+            entry_valid: self.names.0,
+            attr_valid: self.attributes.0,
+            entry_valid_nsec: self.names.1,
+            attr_valid_nsec: self.attributes.1,
             attr: wire(&entry.attr),
         }
     }
 
     /// That there is no such name.
     pub fn absent(self) -> EntryOut {
-        EntryOut {
-            entry_valid: self.seconds,
-            entry_valid_nsec: self.nanoseconds,
-            ..EntryOut::zero()
-        }
+        EntryOut { entry_valid: self.names.0, entry_valid_nsec: self.names.1, ..EntryOut::zero() }
     }
 
     pub fn attr(self, attr: &union::Attr) -> AttrOut {
-        let (attr_valid, attr_valid_nsec) = (self.seconds, self.nanoseconds);
+        let (attr_valid, attr_valid_nsec) = self.attributes;
         AttrOut { attr_valid, attr_valid_nsec, dummy: 0, attr: wire(attr) }
     }
 
@@ -73,7 +73,7 @@ impl Valid {
             rdev_minor: attr.rdev.1,
             ..Statx::zero()
         };
-        let (attr_valid, attr_valid_nsec) = (self.seconds, self.nanoseconds);
+        let (attr_valid, attr_valid_nsec) = self.attributes;
         StatxOut { attr_valid, attr_valid_nsec, flags: 0, spare: [0; 2], stat }
     }
 }
@@ -157,6 +157,6 @@ mod tests {
     #[test]
     fn fractions_of_a_second_count() {
         let valid = Valid::new(Some(1.5));
-        assert_eq!((valid.seconds, valid.nanoseconds), (1, 500_000_000));
+        assert_eq!((valid.names, valid.attributes), ((1, 500_000_000), (1, 500_000_000)));
     }
 }

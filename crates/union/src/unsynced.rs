@@ -294,12 +294,20 @@ impl Unsynced {
     }
 }
 
+/// A copy that has not all its data.
+struct Lost {
+    file: OwnedFd,
+    note: Note,
+    path: PathBuf,
+    filled: bool,
+}
+
 /// Completes the copies that a loss of power has left without their data, and syncs all of them.
 fn make_good(notes: &[Note], layers: &[Layer]) -> Result<()> {
     let fail =
         |path: &Path, e| call(path, Step::Claim, "making good a copy that was not synced", e);
     let wanted: HashMap<u64, &Note> = notes.iter().map(|note| (note.inode, note)).collect();
-    let mut lost: Vec<(OwnedFd, &Note, PathBuf)> = Vec::new();
+    let mut lost: Vec<Lost> = Vec::new();
     find(&layers[0], &mut |path, file, inode| {
         let Some(note) = wanted.get(&inode) else { return Ok(()) };
         let file = file()?;
@@ -307,7 +315,7 @@ fn make_good(notes: &[Note], layers: &[Layer]) -> Result<()> {
         if is_whole(&file, note.size)? {
             return fsync(&file);
         }
-        lost.push((file, note, path.to_owned()));
+        lost.push(Lost { file, note: **note, path: path.to_owned(), filled: false });
         Ok(())
     })?;
     for (index, layer) in layers.iter().enumerate().skip(1) {
@@ -315,8 +323,8 @@ fn make_good(notes: &[Note], layers: &[Layer]) -> Result<()> {
         let wanted: HashMap<u64, usize> = lost
             .iter()
             .enumerate()
-            .filter(|(_, (_, note, _))| note.layer == number)
-            .map(|(place, (_, note, _))| (note.lower, place))
+            .filter(|(_, lost)| lost.note.layer == number)
+            .map(|(place, lost)| (lost.note.lower, place))
             .collect();
         if wanted.is_empty() {
             continue;
@@ -329,16 +337,16 @@ fn make_good(notes: &[Note], layers: &[Layer]) -> Result<()> {
             Ok(())
         })?;
         for (place, lower) in found {
-            let (file, note, path) = &lost[place];
-            fill(file, &lower, note.size).map_err(|e| fail(path, e))?;
-            lost[place].1 = DONE;
+            let copy = &mut lost[place];
+            fill(&copy.file, &lower, copy.note.size).map_err(|e| fail(&copy.path, e))?;
+            copy.filled = true;
         }
     }
-    for (file, note, path) in &lost {
-        if *note != DONE {
-            return Err(Error::LostLower { path: path.clone() });
+    for Lost { file, path, filled, .. } in lost {
+        if !filled {
+            return Err(Error::LostLower { path });
         }
-        fsync(file).map_err(|e| fail(path, e))?;
+        fsync(&file).map_err(|e| fail(&path, e))?;
     }
     Ok(())
 }
@@ -348,8 +356,6 @@ fn is_whole(file: &OwnedFd, size: u64) -> Io<bool> {
     let length = u64::try_from(fstat(file)?.st_size).unwrap_or(0);
     Ok(length >= size && (size == 0 || seek(file, SeekFrom::Hole(0))? >= size))
 }
-
-const DONE: &Note = &Note { inode: 0, layer: 0, lower: 0, size: 0 };
 
 /// Gives `file` what it has not of the first `size` bytes of `lower`.
 fn fill(file: &OwnedFd, lower: &OwnedFd, size: u64) -> Io<()> {
