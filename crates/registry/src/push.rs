@@ -2,15 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE};
 use reqwest::{Method, Response, Url};
-use sha2::{Digest as _, Sha256};
 use store::manifest::{Descriptor, Manifest, media};
-use store::{Digest, Image, Reference, Store};
+use store::{Digest, Hashed, Image, Reference, Store};
 
 use crate::client::{Access, Body, Client, nonsense};
 use crate::config::Endpoint;
@@ -253,29 +252,10 @@ fn compressed(store: &Store, diff_id: &Digest, scratch: &Path) -> Result<(File, 
     let file =
         rustix::fs::open(scratch, flags, Mode::RUSR | Mode::WUSR).map_err(io::Error::from)?;
     let file = File::from(file);
-    let out = Hashed { to: io::BufWriter::new(file), hash: Sha256::new(), count: 0 };
+    let out = Hashed::new(io::BufWriter::new(file));
     let mut gzip = flate2::write::GzEncoder::new(out, flate2::Compression::new(6));
     store.write_tar(diff_id, &mut gzip)?;
-    let out = gzip.finish()?;
-    let file = out.to.into_inner().map_err(|e| e.into_error())?;
-    Ok((file, Digest::finish(out.hash), out.count))
-}
-
-struct Hashed<W> {
-    to: W,
-    hash: Sha256,
-    count: u64,
-}
-
-impl<W: Write> Write for Hashed<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.to.write(bytes)?;
-        self.hash.update(&bytes[..count]);
-        self.count += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.to.flush()
-    }
+    let (to, digest, count) = gzip.finish()?.finish();
+    let file = to.into_inner().map_err(|e| e.into_error())?;
+    Ok((file, digest, count))
 }

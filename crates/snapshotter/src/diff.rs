@@ -9,9 +9,8 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use sha2::{Digest as _, Sha256};
 use store::manifest::{Descriptor, media};
-use store::{Digest, Store};
+use store::{Digest, Hashed, Store};
 use tonic::{Request, Response, Status};
 
 use crate::containerd::services::diff::v1 as proto;
@@ -173,39 +172,15 @@ fn make(
     };
     blob.flush().map_err(broken)?;
     labels.insert(UNCOMPRESSED.to_owned(), diff_id.to_string());
-    Ok(Made { digest: Digest::finish(blob.hash), size: blob.count, labels })
+    let (_, digest, size) = blob.finish();
+    Ok(Made { digest, size, labels })
 }
 
 fn write(store: &Store, tree: &std::path::Path, to: &mut dyn Write) -> Result<Digest, Status> {
     let mut tar = Hashed::new(io::BufWriter::with_capacity(256 << 10, to));
     store.write_snapshot(tree, &mut tar).map_err(|e| status(&e))?;
     tar.flush().map_err(|e| Status::aborted(format!("the blob can't be written: {e}")))?;
-    Ok(Digest::finish(tar.hash))
-}
-
-struct Hashed<W> {
-    to: W,
-    hash: Sha256,
-    count: u64,
-}
-
-impl<W: Write> Hashed<W> {
-    fn new(to: W) -> Self {
-        Self { to, hash: Sha256::new(), count: 0 }
-    }
-}
-
-impl<W: Write> Write for Hashed<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.to.write(bytes)?;
-        self.hash.update(&bytes[..count]);
-        self.count += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.to.flush()
-    }
+    Ok(tar.finish().1)
 }
 
 #[tonic::async_trait]

@@ -5,10 +5,10 @@ use std::io::{self, Write};
 
 use rusqlite::OptionalExtension;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
-use sha2::{Digest as _, Sha256};
 
 use crate::commit::pipe;
 use crate::error::{At, Error, Result};
+use crate::hashed::Hashed;
 use crate::id::Digest;
 use crate::meta;
 use crate::pipeline;
@@ -138,15 +138,15 @@ impl Store {
     /// [`Error::Mismatch`] where the layer is damaged: what was written is then wrong.
     pub fn write_tar(&self, diff_id: &Digest, to: &mut dyn Write) -> Result<u64> {
         let dir = self.layer_dir(diff_id);
-        let mut hashed = Hashed { to, hash: Sha256::new(), count: 0, stopper: &self.stopper };
+        let mut hashed = Hashed::new(Stoppable { to, stopper: &self.stopper });
         let done = recipe::replay(&dir.join("recipe"), open_dir(&dir)?, &mut hashed);
         done.at(&dir, "reading the layer")?;
-        let found = Digest::finish(hashed.hash);
+        let (_, found, count) = hashed.finish();
         if found != *diff_id {
             let found = found.to_string();
             return Err(Error::Mismatch { what: "layer", expected: *diff_id, found });
         }
-        Ok(hashed.count)
+        Ok(count)
     }
 
     /// Verifies every layer: the data of its files against its diff ID, and names, owners, modes, times and attributes
@@ -244,20 +244,16 @@ impl Store {
     }
 }
 
-struct Hashed<'w> {
+/// Writes until it is to stop.
+struct Stoppable<'w> {
     to: &'w mut dyn Write,
-    hash: Sha256,
-    count: u64,
     stopper: &'w Stopper,
 }
 
-impl Write for Hashed<'_> {
+impl Write for Stoppable<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.stopper.check()?;
-        let count = self.to.write(bytes)?;
-        self.hash.update(&bytes[..count]);
-        self.count += count as u64;
-        Ok(count)
+        self.to.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
