@@ -8,62 +8,112 @@ mod transport;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{FromArgMatches, Parser};
 
-/// Layered file storage for containers.
-#[derive(Debug, Parser)]
-#[command(
-    name = "strata",
-    version,
-    about,
-    arg_required_else_help = true,
-    args_override_self = true
-)]
-enum Strata {
-    Pull(commands::pull::Args),
-    Images(commands::images::Args),
-    Rmi(commands::rmi::Args),
-    Tag(commands::tag::Args),
-    History(commands::history::Args),
-    Layers(commands::layers::Args),
-    Push(commands::push::Args),
-    Save(commands::save::Args),
-    Load(commands::load::Args),
-    Df(commands::df::Args),
+/// The commands, each with what it does: one list for the parser, for [`Strata::only`] and for [`Strata::run`].
+macro_rules! commands {
+    ($($(#[$attribute:meta])* $name:ident($args:ty) => $run:path,)*) => {
+        /// Layered file storage for containers.
+        #[derive(Debug, Parser)]
+        #[command(
+            name = "strata",
+            version,
+            about,
+            arg_required_else_help = true,
+            args_override_self = true
+        )]
+        enum Strata { $($(#[$attribute])* $name($args),)* }
+
+        impl Strata {
+            /// A parser that knows the command `name` alone; none for a name of another kind. To tell it of all of them
+            /// takes a millisecond, which is much of what a short command takes.
+            fn only(name: &str) -> Option<clap::Command> {
+                let one = None$(.or_else(|| {
+                    let found = name == stringify!($name).to_ascii_lowercase();
+                    found.then(|| <$args as clap::Args>::augment_args(clap::Command::new(name.to_owned())))
+                }))*?;
+                let all = clap::Command::new("strata").version(env!("CARGO_PKG_VERSION"));
+                Some(all.args_override_self(true).subcommand_required(true).subcommand(one))
+            }
+
+            fn run(&self) -> anyhow::Result<ExitCode> {
+                match self { $(Self::$name(args) => $run(args).ended(),)* }
+            }
+        }
+    };
+}
+
+commands! {
+    Pull(commands::pull::Args) => commands::pull::run,
+    Images(commands::images::Args) => commands::images::run,
+    Rmi(commands::rmi::Args) => commands::rmi::run,
+    Tag(commands::tag::Args) => commands::tag::run,
+    History(commands::history::Args) => commands::history::run,
+    Layers(commands::layers::Args) => commands::layers::run,
+    Push(commands::push::Args) => commands::push::run,
+    Save(commands::save::Args) => commands::save::run,
+    Load(commands::load::Args) => commands::load::run,
+    Df(commands::df::Args) => commands::df::run,
     #[command(visible_alias = "prune")]
-    Gc(commands::gc::Args),
-    Check(commands::check::Args),
-    Completions(commands::completions::Args),
-    Man(commands::man::Args),
-    Commit(commands::commit::Args),
-    Cp(commands::cp::Args),
-    Create(commands::create::Args),
-    Demo(commands::demo::Args),
-    Diff(commands::diff::Args),
-    Doctor(commands::doctor::Args),
-    Exec(commands::exec::Args),
-    Export(commands::export::Args),
-    Info(commands::info::Args),
-    Inspect(commands::inspect::Args),
-    Install(commands::install::Args),
-    Kill(commands::stop::KillArgs),
-    Logs(commands::logs::Args),
-    Materialize(commands::materialize::Args),
-    Mount(commands::mount::Args),
-    Ps(commands::ps::Args),
-    Rename(commands::rm::RenameArgs),
-    Rm(commands::rm::Args),
-    Rollback(commands::snapshot::RollbackArgs),
-    Run(commands::run::Args),
-    Snapshot(commands::snapshot::Args),
-    Snapshotter(commands::snapshotter::Args),
-    Start(commands::start::Args),
-    Stop(commands::stop::Args),
-    Try(commands::try_::Args),
+    Gc(commands::gc::Args) => commands::gc::run,
+    Check(commands::check::Args) => commands::check::run,
+    Completions(commands::completions::Args) => commands::completions::run,
+    Man(commands::man::Args) => commands::man::run,
+    Commit(commands::commit::Args) => commands::commit::run,
+    Cp(commands::cp::Args) => commands::cp::run,
+    Create(commands::create::Args) => commands::create::run,
+    Demo(commands::demo::Args) => commands::demo::run,
+    Diff(commands::diff::Args) => commands::diff::run,
+    Doctor(commands::doctor::Args) => commands::doctor::run,
+    Exec(commands::exec::Args) => commands::exec::run,
+    Export(commands::export::Args) => commands::export::run,
+    Info(commands::info::Args) => commands::info::run,
+    Inspect(commands::inspect::Args) => commands::inspect::run,
+    Install(commands::install::Args) => commands::install::run,
+    Kill(commands::stop::KillArgs) => commands::stop::kill,
+    Logs(commands::logs::Args) => commands::logs::run,
+    Materialize(commands::materialize::Args) => commands::materialize::run,
+    Mount(commands::mount::Args) => commands::mount::run,
+    Ps(commands::ps::Args) => commands::ps::run,
+    Rename(commands::rm::RenameArgs) => commands::rm::rename,
+    Rm(commands::rm::Args) => commands::rm::run,
+    Rollback(commands::snapshot::RollbackArgs) => commands::snapshot::rollback,
+    Run(commands::run::Args) => commands::run::run,
+    Snapshot(commands::snapshot::Args) => commands::snapshot::run,
+    Snapshotter(commands::snapshotter::Args) => commands::snapshotter::run,
+    Start(commands::start::Args) => commands::start::run,
+    Stop(commands::stop::Args) => commands::stop::run,
+    Try(commands::try_::Args) => commands::try_::run,
     #[command(visible_alias = "unmount")]
-    Umount(commands::mount::UnmountArgs),
-    Volume(commands::volume::Args),
-    Wait(commands::stop::WaitArgs),
+    Umount(commands::mount::UnmountArgs) => commands::mount::unmount,
+    Volume(commands::volume::Args) => commands::volume::run,
+    Wait(commands::stop::WaitArgs) => commands::stop::wait,
+}
+
+/// How a command ends: with a status of its own, or with that of success.
+trait Ended {
+    fn ended(self) -> anyhow::Result<ExitCode>;
+}
+
+impl Ended for anyhow::Result<()> {
+    fn ended(self) -> anyhow::Result<ExitCode> {
+        self.map(|()| ExitCode::SUCCESS)
+    }
+}
+
+impl Ended for anyhow::Result<ExitCode> {
+    fn ended(self) -> anyhow::Result<ExitCode> {
+        self
+    }
+}
+
+impl Strata {
+    fn read(args: Vec<OsString>) -> Self {
+        let only = args.get(1).and_then(|name| Self::only(name.to_str()?));
+        let Some(only) = only else { return Self::parse_from(args) };
+        let read = Self::from_arg_matches(&only.get_matches_from(args));
+        read.unwrap_or_else(|error| error.exit())
+    }
 }
 
 /// What this program is executed for by itself.
@@ -83,57 +133,14 @@ fn main() -> ExitCode {
         return code;
     }
     let parsed = match commands::mount::by_name(&args) {
-        Some(Ok(args)) => Strata::parse_from(args),
+        Some(Ok(args)) => Strata::read(args),
         Some(Err(code)) => return code,
-        None => Strata::parse_from(args),
+        None => Strata::read(args),
     };
     // As Docker and podman have it: what the command ends with is 124 and below.
     let failure =
         if matches!(parsed, Strata::Run(_)) { ExitCode::from(125) } else { ExitCode::FAILURE };
-    let result = match parsed {
-        Strata::Pull(args) => commands::pull::run(&args).map(|()| ExitCode::SUCCESS),
-        Strata::Images(args) => commands::images::run(&args).map(|()| ExitCode::SUCCESS),
-        Strata::Rmi(args) => commands::rmi::run(&args).map(|()| ExitCode::SUCCESS),
-        Strata::Tag(args) => commands::tag::run(&args).map(|()| ExitCode::SUCCESS),
-        Strata::History(args) => commands::history::run(&args).map(|()| ExitCode::SUCCESS),
-        Strata::Layers(args) => commands::layers::run(&args).map(|()| ExitCode::SUCCESS),
-        Strata::Push(args) => commands::push::run(&args).map(|()| ExitCode::SUCCESS),
-        Strata::Save(args) => commands::save::run(&args).map(|()| ExitCode::SUCCESS),
-        Strata::Load(args) => commands::load::run(&args).map(|()| ExitCode::SUCCESS),
-        Strata::Df(args) => commands::df::run(&args).map(|()| ExitCode::SUCCESS),
-        Strata::Gc(args) => commands::gc::run(&args).map(|()| ExitCode::SUCCESS),
-        Strata::Check(args) => commands::check::run(&args).map(|()| ExitCode::SUCCESS),
-        Strata::Completions(args) => commands::completions::run(&args).map(|()| ExitCode::SUCCESS),
-        Strata::Man(args) => commands::man::run(&args).map(|()| ExitCode::SUCCESS),
-        Strata::Commit(args) => commands::commit::run(&args),
-        Strata::Cp(args) => commands::cp::run(&args),
-        Strata::Create(args) => commands::create::run(&args),
-        Strata::Demo(args) => commands::demo::run(&args),
-        Strata::Diff(args) => commands::diff::run(&args),
-        Strata::Doctor(args) => commands::doctor::run(&args),
-        Strata::Exec(args) => commands::exec::run(&args),
-        Strata::Export(args) => commands::export::run(&args),
-        Strata::Info(args) => commands::info::run(&args).map(|()| ExitCode::SUCCESS),
-        Strata::Inspect(args) => commands::inspect::run(&args),
-        Strata::Install(args) => commands::install::run(&args),
-        Strata::Kill(args) => commands::stop::kill(&args),
-        Strata::Logs(args) => commands::logs::run(&args),
-        Strata::Materialize(args) => commands::materialize::run(&args),
-        Strata::Mount(args) => commands::mount::run(&args).map(|()| ExitCode::SUCCESS),
-        Strata::Ps(args) => commands::ps::run(&args),
-        Strata::Rename(args) => commands::rm::rename(&args),
-        Strata::Rm(args) => commands::rm::run(&args),
-        Strata::Rollback(args) => commands::snapshot::rollback(&args),
-        Strata::Run(args) => commands::run::run(&args),
-        Strata::Snapshot(args) => commands::snapshot::run(&args),
-        Strata::Snapshotter(args) => commands::snapshotter::run(&args),
-        Strata::Start(args) => commands::start::run(&args),
-        Strata::Stop(args) => commands::stop::run(&args),
-        Strata::Try(args) => commands::try_::run(&args),
-        Strata::Wait(args) => commands::stop::wait(&args),
-        Strata::Volume(args) => commands::volume::run(&args),
-        Strata::Umount(args) => commands::mount::unmount(&args).map(|()| ExitCode::SUCCESS),
-    };
+    let result = parsed.run();
     match result {
         Ok(code) => code,
         // Whoever read the output has heard enough.
@@ -169,6 +176,20 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+
+    #[test]
+    fn a_command_is_the_same_alone() {
+        let all = super::Strata::command().args_override_self(true);
+        for command in all.get_subcommands().map(clap::Command::get_name) {
+            let help = |all: clap::Command| {
+                let read = all.try_get_matches_from(["strata", command, "--help"]);
+                read.expect_err("help is told as an error").to_string()
+            };
+            let only = super::Strata::only(command).expect("a name of a command is known");
+            assert_eq!(help(only), help(all.clone()), "{command}");
+        }
+        assert!(super::Strata::only("nothing").is_none());
+    }
 
     #[test]
     fn every_command_says_what_it_does_and_shows_how_it_is_used() {
