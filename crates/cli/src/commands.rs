@@ -10,6 +10,7 @@ pub mod df;
 pub mod diff;
 pub mod doctor;
 pub mod exec;
+pub mod explore;
 pub mod export;
 pub mod flags;
 pub mod gc;

@@ -66,6 +66,7 @@ commands! {
     Diff(commands::diff::Args) => commands::diff::run,
     Doctor(commands::doctor::Args) => commands::doctor::run,
     Exec(commands::exec::Args) => commands::exec::run,
+    Explore(commands::explore::Args) => commands::explore::run,
     Export(commands::export::Args) => commands::export::run,
     Info(commands::info::Args) => commands::info::run,
     Inspect(commands::inspect::Args) => commands::inspect::run,

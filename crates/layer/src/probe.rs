@@ -232,7 +232,7 @@ impl Layer {
         }
     }
 
-    fn error(&self, path: &Path, step: Step, source: sys::Error) -> Error {
+    pub(crate) fn error(&self, path: &Path, step: Step, source: sys::Error) -> Error {
         Error { layer: self.path.clone(), path: path.to_owned(), step, source }
     }
 }
