@@ -8,14 +8,14 @@ use std::os::unix::fs::symlink;
 use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
-use store::Digest;
+use store::Content;
 use store::tar::apply::{Objects, Options, apply};
 use store::tar::recipe;
 
 struct Nothing;
 
 impl Objects for Nothing {
-    fn find(&self, _content: &Digest, _size: u64) -> Option<OwnedFd> {
+    fn find(&self, _content: &Content, _size: u64) -> Option<OwnedFd> {
         None
     }
 }

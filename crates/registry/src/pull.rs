@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 
+use bytes::{Buf, Bytes};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Method, Response, StatusCode};
 use store::manifest::{Descriptor, MAX_MANIFEST, media};
@@ -117,14 +118,12 @@ impl BlobSource for RegistryImage {
             reference: self.reference.clone(),
             endpoints: vec![at],
         };
-        let chunk = Vec::new();
         Ok(Box::new(Blob {
             image,
             blob: blob.clone(),
             response,
             skip,
-            chunk,
-            at: 0,
+            chunk: Bytes::new(),
             read: from,
             resumes: 0,
         }))
@@ -138,8 +137,7 @@ struct Blob {
     response: Response,
     /// Bytes to pass over, which were read before.
     skip: u64,
-    chunk: Vec<u8>,
-    at: usize,
+    chunk: Bytes,
     /// Bytes of the blob that were given.
     read: u64,
     resumes: u32,
@@ -157,7 +155,7 @@ impl Blob {
                     if skip == chunk.len() {
                         continue;
                     }
-                    (self.chunk, self.at) = (chunk[skip..].to_vec(), 0);
+                    self.chunk = chunk.slice(skip..);
                     return Ok(true);
                 }
                 broken => {
@@ -186,14 +184,11 @@ impl Blob {
 
 impl Read for Blob {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        if self.at == self.chunk.len()
-            && !self.more().map_err(|e| io::Error::other(e.to_string()))?
-        {
+        if self.chunk.is_empty() && !self.more().map_err(|e| io::Error::other(e.to_string()))? {
             return Ok(0);
         }
-        let count = into.len().min(self.chunk.len() - self.at);
-        into[..count].copy_from_slice(&self.chunk[self.at..self.at + count]);
-        self.at += count;
+        let count = into.len().min(self.chunk.len());
+        self.chunk.copy_to_slice(&mut into[..count]);
         self.read += count as u64;
         Ok(count)
     }

@@ -18,6 +18,7 @@ use crate::snapshots::{
 };
 use crate::source::{BlobSource, Quiet};
 use crate::store::{Store, layer_lock, open_dir};
+use crate::writeback::Writeback;
 
 /// A layer that a snapshot got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +89,8 @@ impl Store {
         source: &dyn BlobSource,
         blob: &Descriptor,
     ) -> Result<AppliedLayer> {
-        let job = |to: &Path| {
+        let job = |to: &Path, writeback: &Writeback| {
+            let objects = self.known_files()?;
             pipeline::run(&Job {
                 source,
                 blob,
@@ -97,12 +99,19 @@ impl Store {
                 to,
                 partial: self.root.join("partial"),
                 options: &self.apply,
-                objects: self,
+                objects: &objects,
                 progress: &Quiet,
+                writeback,
                 stopped: &|| false,
             })
         };
-        let (dir, unpacked) = self.stage(&blob.digest, job)?;
+        let (staged, written) =
+            self.writing_back(|writeback| self.stage(&blob.digest, |to| job(to, writeback)));
+        let (dir, unpacked) = staged?;
+        if written.is_err() {
+            self.discard_now(&dir)?;
+        }
+        written?;
         let (diff_id, size) = unpacked.tar;
         let name = layer_lock(&diff_id.hex());
         // A blob that is its own tar has this lock already.

@@ -226,7 +226,8 @@ impl Store {
                     pipe.flush().at(dir, "reading the layer")
                 });
                 let tar = io::BufReader::with_capacity(256 << 10, end);
-                let unpacked = pipeline::unpack_tar(tar, *diff_id, dir, &self.apply, self);
+                let unpacked =
+                    pipeline::unpack_tar(tar, *diff_id, dir, &self.apply, &self.known_files()?);
                 let died = Error::Source("the thread that reads the layer died".into());
                 written.join().unwrap_or(Err(died))?;
                 unpacked

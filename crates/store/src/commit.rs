@@ -91,8 +91,9 @@ impl Store {
                 Ok((Digest::finish(pipe.hash), size))
             });
             let tar = BufReader::with_capacity(256 << 10, end);
-            let staged = self
-                .stage(&staging, |dir| pipeline::unpack_tar(tar, staging, dir, &self.apply, self));
+            let staged = self.stage(&staging, |dir| {
+                pipeline::unpack_tar(tar, staging, dir, &self.apply, &self.known_files()?)
+            });
             let died = || Err(io::Error::other("the thread that reads the upper layer died"));
             let written =
                 written.join().unwrap_or_else(|_| died()).at(upper, "reading the upper layer");

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`id`], [`reference`] and [`manifest`] (names and documents), [`source`] (where
 //! images come from), [`tar`] (layers as they travel), `store` (the directory, its locks, what a
-//! crash leaves), `meta` (the database), `pull` and `pipeline`, `commit`, [`images`], [`collect`] and `verify`,
+//! crash leaves), `meta` (the database), `pull`, `pipeline` and `objects`, `commit`, [`images`], [`collect`] and `verify`,
 //! [`save`], [`containers`], [`snapshots`], `applied` (layers as snapshots).
 
 mod applied;
@@ -15,6 +15,7 @@ pub mod id;
 pub mod images;
 pub mod manifest;
 mod meta;
+mod objects;
 mod pipeline;
 mod pull;
 pub mod reference;
@@ -26,6 +27,7 @@ mod store;
 pub mod tar;
 mod tree;
 mod verify;
+mod writeback;
 
 pub use applied::AppliedLayer;
 pub use commit::CommitOptions;
@@ -34,6 +36,7 @@ pub use hashed::Hashed;
 pub use id::{Digest, chain_id};
 pub use images::Image;
 pub use meta::LayerRow;
+pub use objects::Content;
 pub use pull::PullOptions;
 pub use reference::Reference;
 pub use seam::Seam;

@@ -5,18 +5,26 @@
 //! one another and never fail in the middle.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{
+    Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
+};
 
 use crate::error::{At, Error, Result};
 use crate::id::Digest;
+use crate::objects::{self, Content};
 use crate::seam::Seam;
 
 /// The format that this version writes.
 pub const FORMAT: u32 = 4;
+
+/// What is held of the database in memory at most, KiB.
+const CACHE_KIB: i32 = 16 << 10;
+/// How long to wait for others that write.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One statement a table.
 const SCHEMA: &str = "
@@ -66,6 +74,7 @@ ALTER TABLE snapshots ADD COLUMN chain TEXT;
 
 #[derive(Debug)]
 pub(crate) struct Meta {
+    path: PathBuf,
     db: parking_lot::Mutex<Connection>,
     seam: Seam,
 }
@@ -86,7 +95,7 @@ pub struct LayerRow {
 impl Meta {
     pub fn open(path: &Path, seam: Seam) -> Result<Self> {
         let db = Connection::open(path)?;
-        db.busy_timeout(Duration::from_secs(60))?;
+        db.busy_timeout(PATIENCE)?;
         db.pragma_update(None, "journal_mode", "WAL")?;
         db.pragma_update(None, "synchronous", "FULL")?;
         db.pragma_update(None, "foreign_keys", true)?;
@@ -94,6 +103,9 @@ impl Meta {
         // process reads again is kept short instead.
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         db.pragma_update(None, "wal_autocheckpoint", 128)?;
+        // The rows of a layer's files are more than SQLite's own 2 MiB, and would be written to the log as often as they
+        // are pushed out.
+        db.pragma_update(None, "cache_size", -CACHE_KIB)?;
         let format: u32 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
         // Of format 2 only tables are missing.
         if format != 0 && !(2..=FORMAT).contains(&format) {
@@ -106,7 +118,7 @@ impl Meta {
                 "BEGIN IMMEDIATE; {change} {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;"
             ))?;
         }
-        Ok(Self { db: parking_lot::Mutex::new(db), seam })
+        Ok(Self { path: path.to_owned(), db: parking_lot::Mutex::new(db), seam })
     }
 
     /// Runs `act` in one transaction; an error takes all of it back.
@@ -128,6 +140,14 @@ impl Meta {
         })
     }
 
+    /// A connection of one's own, to read.
+    pub fn reader(&self) -> Result<Connection> {
+        let db = Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        db.busy_timeout(PATIENCE)?;
+        Ok(db)
+    }
+
+    /// Runs `act` in one transaction that writes nothing.
     pub fn read<T>(&self, act: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
         let mut db = self.db.lock();
         let txn = db.transaction_with_behavior(TransactionBehavior::Deferred)?;
@@ -183,9 +203,8 @@ pub(crate) fn layers(txn: &Transaction<'_>) -> Result<Vec<LayerRow>> {
 pub(crate) fn add_layer(
     txn: &Transaction<'_>,
     row: &LayerRow,
-    objects: &[(Digest, std::path::PathBuf)],
+    objects: &[(Content, PathBuf)],
 ) -> Result<()> {
-    use std::os::unix::ffi::OsStrExt;
     txn.execute(
         "INSERT INTO layers (diff_id, bytes, shared, entries) VALUES (?1, ?2, ?3, ?4)",
         params![
@@ -195,18 +214,7 @@ pub(crate) fn add_layer(
             signed(row.entries)
         ],
     )?;
-    let mut insert = txn.prepare_cached(
-        "INSERT OR IGNORE INTO objects (content, diff_id, path) VALUES (?1, ?2, ?3)",
-    )?;
-    let diff_id = row.diff_id.to_string();
-    for (content, path) in objects {
-        insert.execute(params![
-            content.bytes().as_slice(),
-            diff_id,
-            path.as_os_str().as_bytes()
-        ])?;
-    }
-    Ok(())
+    objects::add(txn, &row.diff_id, objects)
 }
 
 /// Notes which layer a blob becomes.

@@ -22,6 +22,7 @@ use crate::id::Digest;
 use crate::manifest::Descriptor;
 use crate::source::{BlobSource, Progress};
 use crate::tar::{apply, recipe};
+use crate::writeback::Writeback;
 
 /// Bytes of a chunk.
 const CHUNK: usize = 256 << 10;
@@ -106,6 +107,7 @@ pub(crate) struct Job<'j> {
     pub options: &'j apply::Options,
     pub objects: &'j (dyn apply::Objects + Sync),
     pub progress: &'j dyn Progress,
+    pub writeback: &'j Writeback,
     /// Whether nobody wants the layer any more.
     pub stopped: &'j (dyn Fn() -> bool + Sync),
 }
@@ -359,6 +361,7 @@ fn inflate(
         let (got, error) = fill(&mut tar, &mut chunk);
         chunk.truncate(got);
         total += got as u64;
+        job.writeback.unpacked(got as u64);
         if total > most {
             return Err(bad(format!("it becomes more than {most} bytes")));
         }

@@ -5,18 +5,14 @@
 //! lease keeps the layers that were there before.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use parking_lot::Mutex;
-use rusqlite::{OptionalExtension, Transaction, params};
-use rustix::fs::OFlags;
+use rusqlite::{Transaction, params};
 
 use crate::error::{At, Error, Result};
 use crate::id::Digest;
@@ -27,7 +23,8 @@ use crate::meta::{self, LayerRow};
 use crate::pipeline::{self, Job, Partial};
 use crate::source::{BlobSource, Progress, capped};
 use crate::store::{LEASE, Lock, Store, layer_lock, open_dir};
-use crate::tar::apply::{Applied, Objects};
+use crate::tar::apply::Applied;
+use crate::writeback::Writeback;
 
 /// Layers at once: a slow one must not keep the others from the network.
 const AT_ONCE: usize = 3;
@@ -105,11 +102,13 @@ impl Store {
                 progress.done(&blob.digest, true);
             }
         }
-        let fetched = self.fetch(source, &missing, progress);
+        let (fetched, written) =
+            self.writing_back(|writeback| self.fetch(source, &missing, progress, writeback));
         let done = fetched.and_then(|(staged, partial)| {
-            if self.stopper.is_stopped() {
+            let stopped = if self.stopper.is_stopped() { Err(Error::Stopped) } else { written };
+            if stopped.is_err() {
                 staged.iter().try_for_each(|staged| self.discard_now(&staged.dir))?;
-                return Err(Error::Stopped);
+                return stopped;
             }
             self.publish(staged, |txn| image.add(txn, &diff_ids, name))?;
             partial.into_iter().try_for_each(Partial::remove)
@@ -217,6 +216,7 @@ impl Store {
         source: &dyn BlobSource,
         missing: &[(&Descriptor, &Digest)],
         progress: &dyn Progress,
+        writeback: &Writeback,
     ) -> Result<(Vec<Staged>, Vec<Partial>)> {
         let mut order = missing.to_vec();
         order.sort_by_key(|(blob, _)| std::cmp::Reverse(blob.size));
@@ -229,6 +229,7 @@ impl Store {
                     return;
                 }
                 let job = |to: &Path| {
+                    let objects = self.known_files()?;
                     pipeline::run(&Job {
                         source,
                         blob,
@@ -237,8 +238,9 @@ impl Store {
                         to,
                         partial: self.root.join("partial"),
                         options: &self.apply,
-                        objects: self,
+                        objects: &objects,
                         progress,
+                        writeback,
                         stopped: &|| self.stopper.is_stopped() || failed.lock().is_some(),
                     })
                 };
@@ -366,27 +368,6 @@ pub(crate) struct Staged {
     pub diff_id: Digest,
     pub dir: PathBuf,
     pub applied: Applied,
-}
-
-impl Objects for Store {
-    fn find(&self, content: &Digest, size: u64) -> Option<OwnedFd> {
-        let sql = "SELECT diff_id, path FROM objects WHERE content = ?1 LIMIT 1";
-        let row = self.meta.read(|txn| {
-            let row = txn
-                .prepare_cached(sql)?
-                .query_row([content.bytes().as_slice()], |row| {
-                    Ok((meta::digest(&row.get::<_, String>(0)?)?, row.get::<_, Vec<u8>>(1)?))
-                })
-                .optional()?;
-            Ok(row)
-        });
-        let (diff_id, path) = row.ok()??;
-        let tree = open_dir(&self.layer_tree(&diff_id)).ok()?;
-        let path = PathBuf::from(OsString::from_vec(path));
-        let fd = sys::beneath::open(&tree, &path, OFlags::RDONLY | OFlags::NOFOLLOW).ok()?;
-        let stat = rustix::fs::fstat(&fd).ok()?;
-        (u64::try_from(stat.st_size) == Ok(size)).then_some(fd)
-    }
 }
 
 pub(crate) fn remove_if_there(path: &Path) -> Result<()> {

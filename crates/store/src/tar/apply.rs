@@ -23,7 +23,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::id::Digest;
+use crate::objects::Content;
 use crate::tar::content;
 use crate::tar::finish::{Finish, times};
 use crate::tar::read::{Entry, Kind, Reader};
@@ -47,7 +47,7 @@ pub struct Options {
 /// Files that are there already, by their content.
 pub trait Objects {
     /// A file with this content, open for reading.
-    fn find(&self, content: &Digest, size: u64) -> Option<OwnedFd>;
+    fn find(&self, content: &Content, size: u64) -> Option<OwnedFd>;
 }
 
 /// What was unpacked.
@@ -60,7 +60,7 @@ pub struct Applied {
     /// Bytes of data that other files had already.
     pub shared: u64,
     /// Content of files, for [`Objects`].
-    pub objects: Vec<(Digest, PathBuf)>,
+    pub objects: Vec<(Content, PathBuf)>,
 }
 
 /// An entry that can't be unpacked.
@@ -141,8 +141,8 @@ pub(crate) struct Apply<'o> {
     finish: Finish,
     pub(crate) options: &'o Options,
     pub(crate) objects: &'o dyn Objects,
-    pub(crate) content: HashMap<PathBuf, Digest>,
-    pub(crate) known: HashMap<Digest, PathBuf>,
+    pub(crate) content: HashMap<PathBuf, Content>,
+    pub(crate) known: HashMap<Content, PathBuf>,
     pub(crate) done: Applied,
     pub(crate) buffer: Vec<u8>,
 }

@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ftruncate, ioctl_ficlone, openat};
 use rustix::io::Errno;
-use sha2::{Digest as _, Sha256};
 
-use crate::id::Digest;
+use crate::objects::Content;
 use crate::tar::apply::{Apply, Done, step};
 use crate::tar::read::{Entry, Reader};
 use crate::tar::recipe;
@@ -62,39 +61,62 @@ impl Apply<'_> {
         size: u64,
         reader: &mut Reader<R>,
     ) -> Done<()> {
-        let small = size <= SMALL;
-        let mut hash = Sha256::new();
-        if small {
-            self.buffer.clear();
-            let mut left = size;
-            while left > 0 {
-                let data = reader.data().map_err(|e| e.to_string())?;
-                self.buffer.extend_from_slice(data);
-                let count = data.len();
-                left -= count as u64;
-                reader.consume(count);
-            }
-            hash.update(&self.buffer);
-        } else {
+        if size > SMALL {
+            let mut hash = blake3::Hasher::new();
             write(fd, 0, size, reader, Some(&mut hash))?;
+            let content = Content::finish(&hash);
+            self.clone_same(fd, &content, size);
+            self.remember_content(path, content);
+            return Ok(());
         }
-        let content = Digest::finish(hash);
-        let same = self.same(&content, size);
-        if same.is_some_and(|same| ioctl_ficlone(fd, same).is_ok()) {
-            self.done.shared += size;
-        } else if small {
-            write_all(fd, &self.buffer, 0).map_err(step("writing"))?;
+        if reader.data().map_err(|e| e.to_string())?.len() as u64 == size {
+            let data = reader.data().map_err(|e| e.to_string())?;
+            self.small(fd, path, data)?;
+            let count = data.len();
+            reader.consume(count);
+            return Ok(());
         }
-        self.known.entry(content).or_insert_with(|| path.clone());
-        self.content.insert(path, content);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        while (buffer.len() as u64) < size {
+            let data = reader.data().map_err(|e| e.to_string())?;
+            buffer.extend_from_slice(data);
+            let count = data.len();
+            reader.consume(count);
+        }
+        self.small(fd, path, &buffer)?;
+        self.buffer = buffer;
         Ok(())
     }
 
-    /// A file with this content, of this layer or another.
-    fn same(&self, content: &Digest, size: u64) -> Option<OwnedFd> {
-        let Some(path) = self.known.get(content) else { return self.objects.find(content, size) };
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW;
-        sys::beneath::open(self.root(), path, flags).ok()
+    /// Writes a file whose data is all there, if no other has the same.
+    fn small(&mut self, fd: &OwnedFd, path: PathBuf, data: &[u8]) -> Done<()> {
+        let content = Content::of(data);
+        if !self.clone_same(fd, &content, data.len() as u64) {
+            write_all(fd, data, 0).map_err(step("writing"))?;
+        }
+        self.remember_content(path, content);
+        Ok(())
+    }
+
+    /// Gives the file the extents of another, of this layer or another, that has this content; false where it gets none.
+    fn clone_same(&mut self, fd: &OwnedFd, content: &Content, size: u64) -> bool {
+        let same = match self.known.get(content) {
+            Some(path) => {
+                sys::beneath::open(self.root(), path, OFlags::RDONLY | OFlags::NOFOLLOW).ok()
+            }
+            None => self.objects.find(content, size),
+        };
+        let cloned = same.is_some_and(|same| ioctl_ficlone(fd, same).is_ok());
+        if cloned {
+            self.done.shared += size;
+        }
+        cloned
+    }
+
+    fn remember_content(&mut self, path: PathBuf, content: Content) {
+        self.known.entry(content).or_insert_with(|| path.clone());
+        self.content.insert(path, content);
     }
 }
 
@@ -103,7 +125,7 @@ fn write<R: BufRead>(
     offset: u64,
     length: u64,
     reader: &mut Reader<R>,
-    mut hash: Option<&mut Sha256>,
+    mut hash: Option<&mut blake3::Hasher>,
 ) -> Done<()> {
     let mut done = 0;
     while done < length {
