@@ -22,6 +22,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use layer::Namespace;
 use runtime::cgroup::group;
+use runtime::seccomp::Profile;
 use runtime::spec::{Mount, ProcessLimit, Resources};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -66,6 +67,8 @@ pub struct Config {
     pub privileged: bool,
     /// Whether set-user-ID programs give it nothing.
     pub no_new_privileges: bool,
+    /// Which system calls its processes may make, unless it is privileged.
+    pub seccomp: Filter,
     /// Supplementary groups, by name or number.
     pub groups: Vec<String>,
     /// Limits of its processes.
@@ -119,6 +122,19 @@ pub enum Groups {
     Enabled,
     /// Never.
     Disabled,
+}
+
+/// A filter of system calls.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Filter {
+    /// As with Docker: [`runtime::seccomp::standard`].
+    #[default]
+    Standard,
+    /// None.
+    Unconfined,
+    /// One of the caller's.
+    Own(Box<Profile>),
 }
 
 /// A path of the machine in a container.

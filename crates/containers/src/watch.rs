@@ -14,6 +14,7 @@ use layer::Namespace;
 use runtime::capability;
 use runtime::cgroup::{Group, Machine, group};
 use runtime::launch::{Files, Runtime, Users};
+use runtime::seccomp::Seccomp;
 use runtime::spec::{INIT, Mount, Process, Resources, Root, Spec};
 use runtime::standard::{self, Choices};
 use rustix::io::Errno;
@@ -21,7 +22,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use store::Store;
 use sys::signal::Signals;
 
-use crate::container::{Config, Container, Groups, State, Volume, seconds};
+use crate::container::{Config, Container, Filter, Groups, State, Volume, seconds};
 use crate::view::Partial;
 use crate::{Error, Result, tree, view, volumes};
 
@@ -312,6 +313,7 @@ fn spec(
     let process = process(container, &known, &hostname)?;
     let mut spec = standard::spec(process, root, hostname, choices);
     spec.linux.sysctl.clone_from(&config.sysctl);
+    spec.linux.seccomp = seccomp(config, &spec.process);
     for (file, own) in [("/etc/hosts", &config.hosts), ("/etc/resolv.conf", &config.resolve)] {
         let destination = PathBuf::from(file);
         let source = match own.as_slice() {
@@ -333,6 +335,17 @@ fn spec(
         spec.annotations.insert(INIT.to_owned(), "true".to_owned());
     }
     Ok(spec)
+}
+
+/// The filter of system calls, by what its processes may do.
+fn seccomp(config: &Config, process: &Process) -> Option<Seccomp> {
+    let capabilities = process.capabilities.clone().unwrap_or_default().bounding;
+    match &config.seccomp {
+        _ if config.privileged => None,
+        Filter::Unconfined => None,
+        Filter::Standard => Some(runtime::seccomp::standard(&capabilities)),
+        Filter::Own(profile) => Some(profile.resolve(&capabilities)),
+    }
 }
 
 /// A file of the container's own for `destination`; hosts are beside those of this machine's network, if it has that.

@@ -9,6 +9,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use crate::inside::{become_user, command, exec_error};
+use crate::seccomp::Seccomp;
 use crate::spec::{NamespaceKind, Process, Spec};
 use crate::{Error, Result};
 
@@ -52,16 +53,16 @@ fn move_into(pid: u32, kinds: ThreadNameSpaceType) -> Result<()> {
     move_into_thread_name_spaces(process.as_fd(), kinds).map_err(fail)
 }
 
-/// Becomes the user of `process`, runs its command and waits for it; the status as a shell has it.
+/// Becomes the user of `process`, runs its command under `filter` and waits for it; the status as a shell has it.
 ///
 /// To be called after [`namespaces`], in a process with one thread.
 ///
 /// # Errors
 /// [`Error::Exec`] and what leads to it.
-pub fn run(process: &Process, rootless: bool) -> Result<u8> {
+pub fn run(process: &Process, filter: Option<&Seccomp>, rootless: bool) -> Result<u8> {
     rustix::process::chdir(process.cwd.as_str())
         .map_err(|e| Error::step("enter the working directory", process.cwd.as_str(), e))?;
-    become_user(process, rootless)?;
+    become_user(process, filter, rootless)?;
     if process.terminal {
         rustix::process::setsid().map_err(|e| Error::step("start", "a session", e))?;
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())

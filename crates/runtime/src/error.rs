@@ -62,6 +62,14 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// A filter of system calls that is none.
+    #[error("{path:?} is no seccomp profile for this machine: {why}")]
+    Profile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
     /// There is no control group to be had.
     #[error(
         "{what} can't be limited: {why}; as root it can where control groups are mounted, otherwise in a group that is \

@@ -17,6 +17,7 @@ use rustix::mount::UnmountFlags;
 use rustix::process::{Gid, Pid, Signal, Uid, WaitOptions};
 use rustix::thread::UnshareFlags;
 
+use crate::seccomp::{self, Seccomp};
 use crate::spec::{INIT, NamespaceKind, Process, Spec};
 use crate::{Error, Result, capability, cgroup, mounts};
 
@@ -72,7 +73,7 @@ pub(crate) fn inner(bundle: &Path, ready: &mut Option<OwnedFd>) -> Result<u8> {
             .map_err(|e| Error::step("set the host name", spec.hostname.as_str(), e))?;
     }
     go_to(&spec.process.cwd)?;
-    become_user(&spec.process, setgroups_denied())?;
+    become_user(&spec.process, spec.linux.seccomp.as_ref(), setgroups_denied())?;
     let mut command = command(&spec.process);
     if init {
         let child = command.spawn().map_err(|e| exec_error(&spec.process, e))?;
@@ -107,10 +108,14 @@ fn go_to(cwd: &str) -> Result<()> {
 
 /// Gives up what the process must not have, in the one order that works. In a user namespace with one id groups are
 /// `denied`: there are none to give, nor to take.
-pub(crate) fn become_user(process: &Process, denied: bool) -> Result<()> {
+pub(crate) fn become_user(process: &Process, filter: Option<&Seccomp>, denied: bool) -> Result<()> {
     let capabilities = process.capabilities.clone().unwrap_or_default();
     crate::limits::apply(&process.rlimits)?;
     capability::bound(&capabilities)?;
+    // Only root may filter, or who has forbidden itself new privileges, which comes last.
+    if let Some(filter) = filter.filter(|_| !process.no_new_privileges) {
+        seccomp::install(filter)?;
+    }
     let user = &process.user;
     let fail = |step, e| Error::step(step, format!("{}:{}", user.uid, user.gid), e);
     let groups: Vec<Gid> = user.additional_gids.iter().map(|gid| Gid::from_raw(*gid)).collect();
@@ -128,7 +133,11 @@ pub(crate) fn become_user(process: &Process, denied: bool) -> Result<()> {
             .map_err(|e| Error::step("forbid", "new privileges", e))?;
     }
     // Becoming somebody else has cleared it.
-    die_with_parent()
+    die_with_parent()?;
+    match filter.filter(|_| process.no_new_privileges) {
+        Some(filter) => seccomp::install(filter),
+        None => Ok(()),
+    }
 }
 
 fn setgroups_denied() -> bool {

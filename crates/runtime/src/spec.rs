@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::seccomp::Seccomp;
 use crate::{Error, Result};
 
 /// A container, as a runtime is told of it.
@@ -162,6 +163,9 @@ pub struct Linux {
     /// Settings of the kernel, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sysctl: BTreeMap<String, String>,
+    /// Which system calls its processes may make; all where there is nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seccomp: Option<Seccomp>,
 }
 
 /// What a control group may use.

@@ -1,5 +1,4 @@
-//! The configuration that containers get: the mounts, masks and capabilities of Docker's default, without its seccomp
-//! filter.
+//! The configuration that containers get: the mounts, masks and capabilities of Docker's default.
 //!
 //! Source: runtime specification, "Default Filesystems"; `docker inspect` of a default container for masked and
 //! read-only paths.

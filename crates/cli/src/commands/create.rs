@@ -76,8 +76,9 @@ pub struct What {
     /// Keep nothing of this machine from it
     #[arg(long)]
     privileged: bool,
-    /// no-new-privileges: set-user-ID programs give nothing
-    #[arg(long, value_name = "OPTION")]
+    /// no-new-privileges: set-user-ID programs give nothing; seccomp: which system calls it may make, in Docker's form,
+    /// in place of those that Docker allows
+    #[arg(long, value_name = "no-new-privileges|seccomp=unconfined|seccomp=FILE")]
     security_opt: Vec<String>,
     /// Be also in this group, by name or number
     #[arg(long, value_name = "GROUP")]
@@ -225,6 +226,7 @@ impl What {
             }
         }
         let host_network = self.network == Network::Host;
+        let (no_new_privileges, seccomp) = flags::security(&self.security_opt)?;
         let (host_pid, host_ipc) = self.shared.host();
         let or_image = |own: &Option<String>, image: String| own.clone().unwrap_or(image);
         let config = Config {
@@ -248,7 +250,8 @@ impl What {
             cap_add: self.cap_add.clone(),
             cap_drop: self.cap_drop.clone(),
             privileged: self.privileged,
-            no_new_privileges: flags::no_new_privileges(&self.security_opt)?,
+            no_new_privileges,
+            seccomp,
             groups: self.group_add.clone(),
             ulimits: self
                 .ulimit

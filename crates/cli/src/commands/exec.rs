@@ -86,6 +86,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         pid: container.running()?,
         rootless: !rustix::process::geteuid().is_root(),
         user: args.user.clone(),
+        unconfined: args.privileged,
         process: container.process(&change)?,
     };
     let mut command = Command::new("/proc/self/exe");

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
-use containers::container::Volume;
+use containers::container::{Filter, Volume};
+use runtime::seccomp::Profile;
 use runtime::spec::{Mount, ProcessLimit};
 
 /// Variables as they were given; those without a value from here, if they are set here.
@@ -206,18 +207,28 @@ pub fn ulimit(text: &str) -> anyhow::Result<ProcessLimit> {
     Ok(ProcessLimit { kind: runtime::limits::name(name)?, hard, soft })
 }
 
-/// Whether `options` of --security-opt forbid new privileges. What is not done here anyhow may be switched off.
-pub fn no_new_privileges(options: &[String]) -> anyhow::Result<bool> {
-    let mut forbidden = false;
+/// What `options` of --security-opt ask for: whether new privileges are forbidden, and the filter of system calls. What
+/// is not done here anyhow may be switched off.
+pub fn security(options: &[String]) -> anyhow::Result<(bool, Filter)> {
+    let (mut forbidden, mut filter) = (false, Filter::Standard);
     for option in options {
-        match option.replace(':', "=").as_str() {
-            "no-new-privileges" | "no-new-privileges=true" => forbidden = true,
-            "no-new-privileges=false" => forbidden = false,
-            "seccomp=unconfined" | "apparmor=unconfined" | "label=disable" => {}
-            _ => bail!("no security option {option:?}; there is no-new-privileges"),
+        let (name, value) = option.split_once(['=', ':']).unwrap_or((option, ""));
+        match (name, value) {
+            ("no-new-privileges", "" | "true") => forbidden = true,
+            ("no-new-privileges", "false") => forbidden = false,
+            ("apparmor", "unconfined") | ("label", "disable") => {}
+            ("seccomp", "unconfined") => filter = Filter::Unconfined,
+            ("seccomp", "builtin" | "default") => filter = Filter::Standard,
+            ("seccomp", file) if !file.is_empty() => {
+                filter = Filter::Own(Box::new(Profile::read(Path::new(file))?));
+            }
+            _ => bail!(
+                "no security option {option:?}; there are no-new-privileges and \
+                 seccomp=unconfined|FILE"
+            ),
         }
     }
-    Ok(forbidden)
+    Ok((forbidden, filter))
 }
 
 #[cfg(test)]
