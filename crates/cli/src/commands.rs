@@ -1,5 +1,6 @@
 //! The subcommands.
 
+pub mod change;
 pub mod check;
 pub mod commit;
 pub mod completions;

@@ -33,7 +33,7 @@ use store::images::Image;
 
 use crate::changes::{self, Changed};
 use crate::view::{Backend, Choice, Layers, Limit, Partial};
-use crate::{Error, Result};
+use crate::{Error, Result, volumes};
 
 /// How a container was asked to be.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -105,6 +105,8 @@ pub struct Config {
     pub remove: bool,
     /// The signal that asks it to end.
     pub stop_signal: Option<String>,
+    /// Seconds that it then has; 10 where nothing is said.
+    pub stop_timeout: Option<u64>,
     /// Snapshots, the oldest first.
     pub snapshots: Vec<Snapshot>,
     /// The snapshot that its writable layer stands on.
@@ -143,6 +145,9 @@ pub struct Volume {
     /// The volume's name, where it is one of the store's.
     #[serde(default)]
     pub name: Option<String>,
+    /// Whether nobody has given it that name: it goes with the container, where that is asked for.
+    #[serde(default)]
+    pub anonymous: bool,
     /// On the machine, absolute.
     pub source: PathBuf,
     /// In the container, absolute.
@@ -257,6 +262,10 @@ impl Container {
         let created = seconds();
         let container = Self { id, name: named, image: image.id, created, config, dir };
         container.furnish(&store.lower_dirs(image))?;
+        // Behind the row that keeps them: what a crash has kept from being made, a start makes.
+        for volume in container.config.volumes.iter().filter(|volume| volume.anonymous) {
+            volumes::make(store, volume)?;
+        }
         Ok(container)
     }
 
@@ -418,17 +427,21 @@ impl Container {
         changes::list(&self.own_layers(), &store.lower_dirs(&image), store.namespace())
     }
 
-    /// Removes it with all that it wrote.
+    /// Removes it with all that it wrote; its volumes without a name too where `volumes` says so, but for those that
+    /// another container has.
     ///
     /// # Errors
     /// [`Error::State`] where it runs.
-    pub fn remove(self, store: &Store) -> Result<()> {
+    pub fn remove(self, store: &Store, volumes: bool) -> Result<()> {
         let _lock = self.lock_stopped()?;
         group::remove(&self.dir)?;
-        self.drop_from(store)
+        self.drop_from(store, volumes)
     }
 
-    pub(crate) fn drop_from(&self, store: &Store) -> Result<()> {
+    pub(crate) fn drop_from(&self, store: &Store, volumes: bool) -> Result<()> {
+        if volumes {
+            volumes::discard(store, self)?;
+        }
         Ok(store.remove_container(&self.id)?)
     }
 
@@ -445,7 +458,7 @@ impl Container {
             drop(lock);
             // One that has not started yet is about to.
             if container.config.remove && container.status()? == Status::Exited {
-                container.remove(store)?;
+                container.remove(store, true)?;
                 removed += 1;
             }
         }
@@ -466,7 +479,7 @@ fn text(config: &Config) -> Result<String> {
     serde_json::to_string(config).map_err(|e| Error::io("write down", "the container", e))
 }
 
-fn random_id() -> Result<String> {
+pub(crate) fn random_id() -> Result<String> {
     let mut bytes = [0; 32];
     let path = "/dev/urandom";
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut bytes));

@@ -1,8 +1,10 @@
 //! What is done to a container from outside: signals, an end, a second process, a commit.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use runtime::enter::Manner;
 use runtime::spec::{Process, Spec};
 use rustix::io::Errno;
 use rustix::process::{Signal, kill_process};
@@ -76,11 +78,14 @@ impl Container {
         }
     }
 
-    /// Asks it to end, and ends it when `patience` is over. One that does not run is fine as it is.
+    /// Asks it to end, and ends it when `patience` is over, or what it was given itself. One that does not run is fine as
+    /// it is.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn stop(&self, patience: Duration) -> Result<()> {
+    pub fn stop(&self, patience: Option<Duration>) -> Result<()> {
+        let own = Duration::from_secs(self.config.stop_timeout.unwrap_or(10));
+        let patience = patience.unwrap_or(own);
         if self.status()? != Status::Running {
             return Ok(());
         }
@@ -183,6 +188,10 @@ pub struct Entry {
     /// Whether the container's filter of system calls is not for it.
     #[serde(default)]
     pub unconfined: bool,
+    /// Where it outlives its caller: a descriptor of that which is closed once it runs, and on which is said why it does
+    /// not.
+    #[serde(default)]
+    pub ready: Option<i32>,
     /// The command and all about it.
     pub process: Process,
 }
@@ -192,7 +201,20 @@ pub struct Entry {
 ///
 /// # Errors
 /// [`Error::Runtime`]; also where the container does not know the user.
-pub fn enter(bundle: &Path, mut entry: Entry) -> Result<u8> {
+pub fn enter(bundle: &Path, entry: Entry) -> Result<u8> {
+    let ready = entry.ready.map(sys::namespace::inherited).transpose();
+    let mut ready =
+        ready.map_err(|e| Error::io("take over", "the caller's descriptor", e.source))?;
+    let result = entered(bundle, entry, &mut ready);
+    if let (Err(error), Some(ready)) = (&result, ready)
+        && let Err(lost) = rustix::io::write(ready, error.to_string().as_bytes())
+    {
+        tracing::debug!(%lost, "nobody waits for the command to run");
+    }
+    result
+}
+
+fn entered(bundle: &Path, mut entry: Entry, ready: &mut Option<OwnedFd>) -> Result<u8> {
     let spec = Spec::read(bundle)?;
     runtime::cgroup::group::join(bundle)?;
     runtime::enter::namespaces(&spec, entry.pid, entry.rootless)?;
@@ -202,7 +224,8 @@ pub fn enter(bundle: &Path, mut entry: Entry) -> Result<u8> {
             runtime::user::find(crate::tree::root(Path::new("/"))?, &entry.user)?.user;
     }
     let filter = spec.linux.seccomp.as_ref().filter(|_| !entry.unconfined);
-    Ok(runtime::enter::run(&entry.process, filter, entry.rootless)?)
+    let manner = Manner { filter, rootless: entry.rootless, detached: ready.is_some() };
+    Ok(runtime::enter::run(&entry.process, manner, || *ready = None)?)
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! Named volumes: directories of the store that outlive the containers that have them.
+//! Volumes: directories of the store that outlive the containers that have them. Those that nobody has given a name have
+//! one that is made up, and go with their container where that is asked for.
 //!
 //! `volumes/NAME/data` is what a container sees; beside it `fresh` says that none has had it yet. The first to start gets
 //! what its image has at that place, as with Docker: a copy is made beside and renamed, so that a crash leaves all or
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use store::Store;
 
-use crate::container::{Container, Volume, check_name};
+use crate::container::{Container, Volume, check_name, random_id};
 use crate::tree::{self, At};
 use crate::{Error, Result};
 
@@ -52,6 +53,42 @@ pub fn create(store: &Store, name: &str) -> Result<PathBuf> {
         })?;
     }
     Ok(dir.join(DATA))
+}
+
+/// Gives a volume that nobody has named a name; it is made with the container that gets it.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn name(store: &Store, volume: &mut Volume) -> Result<()> {
+    let name = random_id()?;
+    volume.source = place(store, &name).join(DATA);
+    volume.name = Some(name);
+    Ok(())
+}
+
+/// Makes a volume that the store is to have.
+pub(crate) fn make(store: &Store, volume: &Volume) -> Result<()> {
+    volume.name.as_deref().map_or(Ok(()), |name| create(store, name).map(drop))
+}
+
+/// Moves a container's volumes that nobody has given a name to the trash, but for those that another one has.
+pub(crate) fn discard(store: &Store, container: &Container) -> Result<()> {
+    let own: Vec<&str> = container.config.volumes.iter().filter_map(anonymous_name).collect();
+    if own.is_empty() {
+        return Ok(());
+    }
+    let others = Container::list(store)?;
+    let others = others.iter().filter(|other| other.id != container.id);
+    let kept: Vec<&str> =
+        others.flat_map(|o| &o.config.volumes).filter_map(|v| v.name.as_deref()).collect();
+    for name in own.into_iter().filter(|name| !kept.contains(name)) {
+        store.discard(&place(store, name))?;
+    }
+    Ok(())
+}
+
+fn anonymous_name(volume: &Volume) -> Option<&str> {
+    volume.name.as_deref().filter(|_| volume.anonymous)
 }
 
 /// All volumes, by name.

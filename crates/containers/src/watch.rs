@@ -95,7 +95,7 @@ fn prepare(
         group::remove(&container.dir)?;
     }
     if container.config.remove {
-        container.drop_from(&store)?;
+        container.drop_from(&store, true)?;
         drop(lock);
         store.empty_trash()?;
     }
@@ -125,6 +125,9 @@ fn run(
     let merged = container.dir.join("merged");
     let mut shown = view::show(&layers, &merged, container.config.backend, exe)?;
     for volume in &container.config.volumes {
+        if volume.anonymous {
+            volumes::make(store, volume)?;
+        }
         volumes::fill(store, volume, &merged)?;
     }
     let runtime = match &container.config.runtime {
@@ -321,7 +324,7 @@ fn spec(
             [] => continue,
             lines => written(container, &destination, lines)?,
         };
-        spec.mounts.push(bind(&Volume { name: None, source, destination, read_only: false }));
+        spec.mounts.push(bind_at(&source, &destination, &[]));
     }
     let mut asked: Vec<Mount> = config.volumes.iter().map(bind).collect();
     asked.extend(config.mounts.iter().cloned());

@@ -75,7 +75,7 @@ fn a_thousand_containers_cost_a_small_directory_each() {
         took[950],
         (all.1 + database + log) >> 10
     );
-    Container::find(&again, "c5").expect("one").remove(&again).expect("removed");
+    Container::find(&again, "c5").expect("one").remove(&again, false).expect("removed");
     again.empty_trash().expect("emptied");
     assert_eq!(cost(&root.join("rw")).0, all.0 - 5, "a removal frees what it says");
 }

@@ -5,7 +5,7 @@
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, pidfd_open, set_parent_process_death_signal};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use crate::inside::{become_user, command, exec_error};
@@ -53,22 +53,40 @@ fn move_into(pid: u32, kinds: ThreadNameSpaceType) -> Result<()> {
     move_into_thread_name_spaces(process.as_fd(), kinds).map_err(fail)
 }
 
-/// Becomes the user of `process`, runs its command under `filter` and waits for it; the status as a shell has it.
+/// How a second process in a container is run.
+#[derive(Debug, Clone, Copy)]
+pub struct Manner<'a> {
+    /// Under this filter of system calls.
+    pub filter: Option<&'a Seccomp>,
+    /// In a container whose root is not the machine's.
+    pub rootless: bool,
+    /// It outlives the process that asked for it.
+    pub detached: bool,
+}
+
+/// Becomes the user of `process`, runs its command and waits for it; the status as a shell has it. `started` is called
+/// once the command runs.
 ///
 /// To be called after [`namespaces`], in a process with one thread.
 ///
 /// # Errors
 /// [`Error::Exec`] and what leads to it.
-pub fn run(process: &Process, filter: Option<&Seccomp>, rootless: bool) -> Result<u8> {
+pub fn run(process: &Process, manner: Manner<'_>, started: impl FnOnce()) -> Result<u8> {
     rustix::process::chdir(process.cwd.as_str())
         .map_err(|e| Error::step("enter the working directory", process.cwd.as_str(), e))?;
-    become_user(process, filter, rootless)?;
-    if process.terminal {
+    become_user(process, manner.filter, manner.rootless)?;
+    if manner.detached {
+        set_parent_process_death_signal(None)
+            .map_err(|e| Error::step("outlive", "the parent process", e))?;
+        rustix::process::setsid().map_err(|e| Error::step("start", "a session", e))?;
+    } else if process.terminal {
         rustix::process::setsid().map_err(|e| Error::step("start", "a session", e))?;
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())
             .map_err(|e| Error::step("control", "the terminal", e))?;
     }
-    let status = command(process).status().map_err(|e| exec_error(process, e))?;
+    let mut child = command(process).spawn().map_err(|e| exec_error(process, e))?;
+    started();
+    let status = child.wait().map_err(|e| exec_error(process, e))?;
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     Ok(u8::try_from(code).unwrap_or(255))
 }

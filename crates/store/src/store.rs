@@ -309,8 +309,11 @@ impl Store {
         Ok(names)
     }
 
-    /// Moves a directory to the trash, in one step.
-    pub(crate) fn discard(&self, path: &Path) -> Result<()> {
+    /// Moves a directory of the store's file system to the trash, in one step.
+    ///
+    /// # Errors
+    /// What can't be moved; nothing there is none.
+    pub fn discard(&self, path: &Path) -> Result<()> {
         self.before("moving to the trash", path)?;
         let to = self.root.join("trash").join(self.unique());
         match fs::rename(path, &to) {

@@ -49,8 +49,8 @@ pub struct What {
     /// Remove the container when it ends
     #[arg(long)]
     rm: bool,
-    /// Show a file or directory of this machine in the container, or a volume by its name
-    #[arg(short, long, value_name = "SOURCE:DESTINATION[:ro]")]
+    /// Show a file or directory of this machine in the container, a volume by its name, or one without
+    #[arg(short, long, value_name = "[SOURCE:]DESTINATION[:ro]")]
     volume: Vec<String>,
     /// Set a variable; without a value it has that of here
     #[arg(short, long, value_name = "NAME[=VALUE]")]
@@ -64,6 +64,10 @@ pub struct What {
     /// Mount a file system in memory
     #[arg(long, value_name = "DIR[:OPTIONS]")]
     tmpfs: Vec<String>,
+    /// What becomes of the image's volumes: each gets one without a name, a file system in memory, or is a directory like
+    /// others
+    #[arg(long, value_enum, default_value = "anonymous")]
+    image_volume: ImageVolume,
     /// Show a device of this machine in the container
     #[arg(long, value_name = "PATH[:PATH_INSIDE]")]
     device: Vec<String>,
@@ -138,6 +142,9 @@ pub struct What {
     /// The signal that asks it to end
     #[arg(long, value_name = "SIGNAL")]
     stop_signal: Option<String>,
+    /// How many seconds it then has before it is ended, 10 otherwise
+    #[arg(long, value_name = "SECONDS")]
+    stop_timeout: Option<u64>,
     /// An image of the store, or one to pull: docker://HOST/NAME, oci:DIR[:TAG], oci-archive:FILE[:TAG]
     image: String,
     /// The command and its arguments, in place of the image's
@@ -150,6 +157,15 @@ pub struct What {
 enum Network {
     Host,
     None,
+}
+
+/// What becomes of an image's volumes
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ImageVolume {
+    #[value(alias = "bind")]
+    Anonymous,
+    Tmpfs,
+    Ignore,
 }
 
 /// Who shows the layers
@@ -220,11 +236,26 @@ impl What {
                 Added::Mount(mount) => mounts.push(mount),
             }
         }
+        let declared = defaults.volumes.unwrap_or_default().into_keys();
+        for path in declared.filter(|path| path.starts_with('/')) {
+            let taken = volumes.iter().any(|volume| volume.destination == Path::new(&path))
+                || mounts.iter().any(|mount| mount.destination == Path::new(&path));
+            match self.image_volume {
+                _ if taken => {}
+                ImageVolume::Anonymous => volumes.push(flags::unnamed(&path, false)),
+                ImageVolume::Tmpfs => mounts.push(flags::tmpfs(&path)?),
+                ImageVolume::Ignore => {}
+            }
+        }
         for volume in &mut volumes {
             if let Some(name) = &volume.name {
                 volume.source = containers::volumes::create(store, name)?;
+            } else if volume.anonymous {
+                containers::volumes::name(store, volume)?;
             }
         }
+        let mut labels = defaults.labels.unwrap_or_default();
+        labels.extend(flags::labels(&self.label));
         let host_network = self.network == Network::Host;
         let (no_new_privileges, seccomp) = flags::security(&self.security_opt)?;
         let (host_pid, host_ipc) = self.shared.host();
@@ -259,7 +290,7 @@ impl What {
                 .map(|text| flags::ulimit(text))
                 .collect::<Result<_, _>>()?,
             shm_size: self.shm_size,
-            labels: flags::labels(&self.label),
+            labels,
             backend: match self.backend {
                 Backend::Auto => Choice::Auto,
                 Backend::Kernel => Choice::Kernel,
@@ -271,6 +302,7 @@ impl What {
             init: self.init,
             remove: self.rm,
             stop_signal: self.stop_signal.clone().or(defaults.stop_signal),
+            stop_timeout: self.stop_timeout,
             ..Config::default()
         };
         if !config.cwd.is_empty() && !config.cwd.starts_with('/') {

@@ -73,7 +73,7 @@ impl Demo {
     fn end(&self) {
         let Ok(store) = Store::open(&self.root) else { return };
         for container in Container::list(&store).unwrap_or_default() {
-            if let Err(error) = container.stop(Duration::ZERO) {
+            if let Err(error) = container.stop(Some(Duration::ZERO)) {
                 eprintln!("strata: {error}");
             }
         }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 use containers::Container;
 use containers::container::Config;
@@ -11,14 +11,17 @@ use containers::control::{ENTER, Entry};
 
 use super::flags::{env_file, variables};
 use super::place::Place;
-use super::terminal;
+use super::{start, terminal};
 
 /// Run a command in a running container
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  strata exec -it web sh")]
+#[command(after_help = "Examples:\n  strata exec -it web sh\n  strata exec -d web nginx -s reload")]
 pub struct Args {
     #[command(flatten)]
     place: Place,
+    /// Return once it runs; what it writes goes nowhere
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    detach: bool,
     /// Pass standard input on
     #[arg(short, long)]
     interactive: bool,
@@ -82,15 +85,29 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         terminal: args.tty,
         ..Config::default()
     };
-    let entry = Entry {
+    let mut entry = Entry {
         pid: container.running()?,
         rootless: !rustix::process::geteuid().is_root(),
         user: args.user.clone(),
         unconfined: args.privileged,
+        ready: None,
         process: container.process(&change)?,
     };
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("strata").arg(ENTER).arg(&container.dir).arg(serde_json::to_string(&entry)?);
+    let enter = |entry: &Entry| {
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("strata").arg(ENTER).arg(&container.dir).arg(serde_json::to_string(entry)?);
+        anyhow::Ok(command)
+    };
     drop(store);
-    terminal::attend(command, args.tty, args.interactive)
+    if args.detach {
+        let said = start::until_ready(|ready| {
+            entry.ready = Some(ready);
+            let mut command = enter(&entry)?;
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            Ok(command)
+        })?;
+        anyhow::ensure!(said.is_empty(), "{said}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    terminal::attend(enter(&entry)?, args.tty, args.interactive)
 }

@@ -41,7 +41,17 @@ pub fn amount(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).filter(|n| *n > 0).ok_or("out of range".to_owned())
 }
 
+/// A volume at `destination` that gets its name, and its place, from the store.
+pub fn unnamed(destination: &str, read_only: bool) -> Volume {
+    let destination = destination.into();
+    Volume { name: None, anonymous: true, source: PathBuf::new(), destination, read_only }
+}
+
+/// `SOURCE:DESTINATION[:OPTIONS]`, or a destination alone.
 pub fn volume(text: &str) -> anyhow::Result<Volume> {
+    if text.starts_with('/') && !text.contains(':') {
+        return Ok(unnamed(text, false));
+    }
     let mut parts = text.splitn(3, ':');
     let (source, destination) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
     volume_at(text, source, destination, parts.next().unwrap_or(""))
@@ -62,11 +72,13 @@ fn volume_at(text: &str, source: &str, destination: &str, options: &str) -> anyh
     if !source.contains('/') && source != "." && source != ".." {
         // The store makes it, and says where it is.
         let (name, source) = (Some(source.to_owned()), PathBuf::new());
-        return Ok(Volume { name, source, destination: destination.into(), read_only });
+        let destination = destination.into();
+        return Ok(Volume { name, anonymous: false, source, destination, read_only });
     }
     let source = std::fs::canonicalize(source)
         .with_context(|| format!("volume {text:?}: there is no {source:?} here"))?;
-    Ok(Volume { name: None, source, destination: destination.into(), read_only })
+    let destination = destination.into();
+    Ok(Volume { name: None, anonymous: false, source, destination, read_only })
 }
 
 /// A program by its path, or looked for in PATH.
@@ -167,6 +179,7 @@ pub fn mount(text: &str) -> anyhow::Result<Added> {
             let access = if read_only { "ro" } else { "rw" };
             volume_at(text, name, destination, access).map(Added::Volume)
         }
+        ("volume", None) => Ok(Added::Volume(unnamed(destination, read_only))),
         ("volume", _) => {
             bail!("mount {text:?}: a volume has a name as source; a path is type=bind")
         }
@@ -240,7 +253,7 @@ mod tests {
         let parsed = volume("/tmp:/data:ro").expect("a volume");
         assert_eq!(parsed.destination, PathBuf::from("/data"));
         assert!(parsed.read_only && !volume("/tmp:/x").expect("a volume").read_only);
-        for bad in ["/tmp", "/tmp:data", ":/x", "/tmp:/x:fast", "/no/such/place:/x"] {
+        for bad in ["tmp", "/tmp:data", ":/x", "/tmp:/x:fast", "/no/such/place:/x"] {
             assert!(volume(bad).is_err(), "{bad}");
         }
         let named = volume("data:/x:ro").expect("a volume");
@@ -259,13 +272,7 @@ mod tests {
         assert_eq!(tmpfs("/t:size=5,exec").expect("a tmpfs").options[3..], ["size=5", "exec"]);
         let named = mount("src=data,dst=/x,ro").expect("a mount");
         assert_eq!(named, Added::Volume(volume("data:/x:ro").expect("a volume")));
-        for bad in [
-            "type=bind,dst=/x",
-            "src=/v,dst=/x",
-            "dst=/x",
-            "type=tmpfs",
-            "type=bind,src=/tmp,dst=x",
-        ] {
+        for bad in ["type=bind,dst=/x", "src=/v,dst=/x", "type=tmpfs", "type=bind,src=/tmp,dst=x"] {
             assert!(mount(bad).is_err(), "{bad}");
         }
     }

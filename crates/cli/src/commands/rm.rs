@@ -17,8 +17,8 @@ pub struct Args {
     /// Also those that run
     #[arg(short, long)]
     force: bool,
-    /// Of no effect: there are no volumes without a name, and those with one stay
-    #[arg(short, long, hide = true)]
+    /// Also their volumes without a name, which stay otherwise
+    #[arg(short, long)]
     volumes: bool,
     /// Names or ids
     #[arg(required = true)]
@@ -42,10 +42,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     for name in &args.containers {
         let container = Container::find(&store, name)?;
         if args.force {
-            container.stop(Duration::ZERO)?;
+            container.stop(Some(Duration::ZERO))?;
         }
         if container.dir.exists() {
-            container.remove(&store)?;
+            container.remove(&store, args.volumes)?;
         }
         writeln!(std::io::stdout(), "{name}")?;
     }

@@ -93,17 +93,27 @@ pub fn detached(root: &Path, container: &Container) -> anyhow::Result<()> {
     let path = container.dir.join("log");
     let log = File::options().create(true).append(true).open(&path);
     let log = log.with_context(|| format!("cannot open {path:?}"))?;
-    let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).context("no pipe")?;
-    rustix::io::fcntl_setfd(&theirs, FdFlags::empty())?;
-    let mut command = watcher(root, container, "detached");
-    command.arg(theirs.as_raw_fd().to_string()).current_dir("/");
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    let _watcher = command.spawn().context("cannot start ourselves")?;
-    drop(theirs);
-    let mut said = String::new();
-    File::from(ours).read_to_string(&mut said).context("the container can't be heard")?;
+    let said = until_ready(|ready| {
+        let mut command = watcher(root, container, "detached");
+        command.arg(ready.to_string());
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        Ok(command)
+    })?;
     if !said.is_empty() {
         bail!("{} did not start: {said}", container.name);
     }
     Ok(())
+}
+
+/// Starts a process that outlives this one: the command that `of` makes of the number of a descriptor. Returns once that
+/// is closed; what was said on it, which is why it does not run.
+pub fn until_ready(of: impl FnOnce(i32) -> anyhow::Result<Command>) -> anyhow::Result<String> {
+    let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).context("no pipe")?;
+    rustix::io::fcntl_setfd(&theirs, FdFlags::empty())?;
+    let mut command = of(theirs.as_raw_fd())?;
+    let _process = command.current_dir("/").spawn().context("cannot start ourselves")?;
+    drop(theirs);
+    let mut said = String::new();
+    File::from(ours).read_to_string(&mut said).context("the container can't be heard")?;
+    Ok(said)
 }

@@ -15,9 +15,9 @@ use super::place::Place;
 pub struct Args {
     #[command(flatten)]
     place: Place,
-    /// Seconds that they have
-    #[arg(short, long, alias = "timeout", default_value = "10", value_name = "SECONDS")]
-    time: u64,
+    /// Seconds that they have, in place of their own --stop-timeout
+    #[arg(short, long, alias = "timeout", value_name = "SECONDS")]
+    time: Option<u64>,
     /// Names or ids
     #[arg(required = true)]
     containers: Vec<String>,
@@ -51,7 +51,7 @@ pub struct KillArgs {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let store = args.place.open()?;
     for name in &args.containers {
-        Container::find(&store, name)?.stop(Duration::from_secs(args.time))?;
+        Container::find(&store, name)?.stop(args.time.map(Duration::from_secs))?;
         writeln!(std::io::stdout(), "{name}")?;
     }
     Ok(ExitCode::SUCCESS)
