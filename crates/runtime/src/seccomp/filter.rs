@@ -326,7 +326,7 @@ mod tests {
             KIND => audit,
             _ => {
                 let value = args[(at as usize - 16) / 8];
-                if at % 8 == 0 { value as u32 } else { (value >> 32) as u32 }
+                if at.is_multiple_of(8) { value as u32 } else { (value >> 32) as u32 }
             }
         };
         let (mut at, mut a) = (0, 0);
