@@ -48,6 +48,7 @@ pub fn push(
     to: &Reference,
     scratch: &Path,
 ) -> Result<Pushed> {
+    let _lease = store.keep(std::iter::once(image))?;
     let endpoints = client.config().endpoints(&to.registry, &to.repository)?;
     // The last is the registry itself; mirrors are for reading.
     let at = endpoints.last().ok_or_else(|| Error::NotFound {

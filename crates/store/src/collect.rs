@@ -100,6 +100,15 @@ impl Store {
         Ok(collected)
     }
 
+    /// Whether [`Store::tidy`] has something to do.
+    ///
+    /// # Errors
+    /// The database's or the file system's own.
+    pub fn is_untidy(&self) -> Result<bool> {
+        Ok(!self.names("trash")?.is_empty()
+            || self.meta.read(|txn| Ok(txn.prepare(UNUSED)?.exists([])?))?)
+    }
+
     /// Moves layers that nothing needs to the trash.
     ///
     /// # Errors
@@ -161,14 +170,23 @@ impl Store {
     pub fn check(&self, repair: bool) -> Result<Report> {
         let mut report = Report::default();
         for used in self.layers()? {
-            report.layers += 1;
             let diff_id = used.layer.diff_id;
-            let mut what = self.write_tar(&diff_id, &mut io::sink()).err().map(|e| e.to_string());
-            let whole = what.is_none();
-            if whole {
-                what = self.differences(&diff_id);
+            let mut damage = self.damage(&diff_id);
+            if self.stopper.is_stopped() {
+                return Err(Error::Stopped);
             }
-            let Some(what) = what else { continue };
+            if damage.is_some() {
+                // Or another process has removed it, and has perhaps brought it again: under its lock, nobody does.
+                let lock = self.lock_layer(&diff_id.hex())?;
+                let there = self.meta.read(|txn| meta::layer(txn, &diff_id))?.is_some();
+                damage = if there { self.damage(&diff_id) } else { None };
+                self.unlock(&layer_lock(&diff_id.hex()), lock)?;
+                if !there {
+                    continue;
+                }
+            }
+            report.layers += 1;
+            let Some((what, whole)) = damage else { continue };
             let mut images = Vec::new();
             for image in self.images()?.into_iter().filter(|image| used.images.contains(&image.id))
             {
@@ -179,8 +197,9 @@ impl Store {
         if repair {
             for finding in &report.findings {
                 if finding.whole {
-                    self.rebuild(&finding.layer)?;
-                    report.rebuilt.push(finding.layer);
+                    if self.rebuild(&finding.layer)? {
+                        report.rebuilt.push(finding.layer);
+                    }
                     continue;
                 }
                 for image in &finding.images {
@@ -196,6 +215,14 @@ impl Store {
         Ok(report)
     }
 
+    /// What is wrong with a layer, and whether the data of its files is whole all the same.
+    fn damage(&self, diff_id: &Digest) -> Option<(String, bool)> {
+        match self.write_tar(diff_id, &mut io::sink()) {
+            Err(e) => Some((e.to_string(), false)),
+            Ok(_) => self.differences(diff_id).map(|what| (what, true)),
+        }
+    }
+
     /// What of a layer's tree is not as its tar says.
     fn differences(&self, diff_id: &Digest) -> Option<String> {
         let dir = self.layer_dir(diff_id);
@@ -206,9 +233,14 @@ impl Store {
         found.unwrap_or_else(|e| Some(e.to_string()))
     }
 
-    /// Unpacks a layer anew from the tar that it still makes, and puts that in its place in one step.
-    fn rebuild(&self, diff_id: &Digest) -> Result<()> {
+    /// Unpacks a layer anew from the tar that it still makes, and puts that in its place in one step. False where it has
+    /// been removed.
+    fn rebuild(&self, diff_id: &Digest) -> Result<bool> {
         let lock = self.lock_layer(&diff_id.hex())?;
+        if self.meta.read(|txn| meta::layer(txn, diff_id))?.is_none() {
+            self.unlock(&layer_lock(&diff_id.hex()), lock)?;
+            return Ok(false);
+        }
         let used = self.meta.read(|txn| {
             let sql = "SELECT c.name FROM containers c JOIN image_layers l ON l.image = c.image
               WHERE l.diff_id = ?1 UNION ALL SELECT name FROM snapshots WHERE diff_id = ?1 LIMIT 1";
@@ -241,7 +273,8 @@ impl Store {
         let exchange = RenameFlags::EXCHANGE;
         renameat_with(CWD, &dir, CWD, &place, exchange).at(&place, "publishing the layer")?;
         self.discard(&dir)?;
-        self.unlock(&layer_lock(&diff_id.hex()), lock)
+        self.unlock(&layer_lock(&diff_id.hex()), lock)?;
+        Ok(true)
     }
 }
 

@@ -22,7 +22,7 @@ use crate::manifest::{
 use crate::meta::{self, LayerRow};
 use crate::pipeline::{self, Job, Partial};
 use crate::source::{BlobSource, Progress, capped};
-use crate::store::{LEASE, Lock, Store, layer_lock, open_dir};
+use crate::store::{Lock, Store, layer_lock, open_dir};
 use crate::tar::apply::Applied;
 use crate::writeback::Writeback;
 
@@ -48,29 +48,6 @@ pub(crate) struct Image {
     pub media_type: String,
     pub config: Vec<u8>,
     pub layers: Vec<(Descriptor, Digest)>,
-}
-
-/// Layers that are not to go, until this is dropped.
-#[derive(Debug)]
-pub(crate) struct Lease<'s> {
-    store: &'s Store,
-    owner: String,
-    lock: Option<Lock>,
-}
-
-impl Drop for Lease<'_> {
-    fn drop(&mut self) {
-        let owner = &self.owner;
-        let freed = self.store.meta.write(|txn| {
-            txn.execute("DELETE FROM leases WHERE owner = ?1", [owner])?;
-            Ok(())
-        });
-        let unlocked = self.lock.take().map_or(Ok(()), |lock| self.store.unlock(owner, lock));
-        // Whoever opens the store next finds the lock free and does the same.
-        if let Err(error) = freed.and(unlocked) {
-            tracing::debug!(%error, "a lease is left for the next to clear");
-        }
-    }
 }
 
 impl Store {
@@ -192,22 +169,6 @@ impl Store {
             return Err(Error::Mismatch { what, expected: of.digest, found });
         }
         Ok(bytes)
-    }
-
-    /// Keeps layers, there or not yet, from being collected.
-    pub(crate) fn lease(&self, diff_ids: &[Digest]) -> Result<Lease<'_>> {
-        let owner = format!("{LEASE}{}", self.unique());
-        let lock = Some(self.lock(&owner)?);
-        let lease = Lease { store: self, owner, lock };
-        self.meta.write(|txn| {
-            let mut insert = txn
-                .prepare_cached("INSERT OR IGNORE INTO leases (owner, diff_id) VALUES (?1, ?2)")?;
-            for diff_id in diff_ids {
-                insert.execute(params![lease.owner, diff_id.to_string()])?;
-            }
-            Ok(())
-        })?;
-        Ok(lease)
     }
 
     /// Fetches and unpacks layers whose locks are held, several at once, the largest first.

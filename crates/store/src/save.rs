@@ -28,6 +28,7 @@ impl Store {
     /// as they are: the images keep their ids.
     ///
     /// # Errors
+    /// [`Error::NoImage`] where an image has just been removed; later removals wait for the end, with their layers.
     /// [`Error::Mismatch`] for a damaged layer; the writer's own. What was written is then no archive.
     pub fn save(
         &self,
@@ -35,6 +36,7 @@ impl Store {
         format: Format,
         to: &mut dyn Write,
     ) -> Result<()> {
+        let _lease = self.keep(images.iter().map(|(image, _)| image))?;
         let mut tar = Tar { to, names: HashSet::new() };
         match format {
             Format::DockerArchive => self.save_docker(images, &mut tar)?,

@@ -331,14 +331,6 @@ impl Store {
         tree::remove(&to)
     }
 
-    /// Whether there is something in the trash.
-    ///
-    /// # Errors
-    /// What can't be listed.
-    pub fn has_trash(&self) -> Result<bool> {
-        Ok(!self.names("trash")?.is_empty())
-    }
-
     /// Removes what is in the trash: the slow part of every removal, for when nobody waits.
     ///
     /// # Errors

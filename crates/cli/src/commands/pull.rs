@@ -52,7 +52,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let pulled = from.pull(text, &interruption);
         all.extend(interruption.judge(pulled, "the same pull goes on where this one stopped")?);
     }
-    if store.has_trash()? {
+    if store.is_untidy()? {
         context.tidy()?;
     }
     if context.json {

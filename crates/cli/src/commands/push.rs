@@ -31,6 +31,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     interruption.also(&client);
     let pushed = registry::push::push(&client, &store, &image, &to, &scratch)
         .with_context(|| format!("{} can't be pushed to {to}", args.image));
+    // The image may have been removed meanwhile: its layers were kept until now.
+    if store.is_untidy()? {
+        context.tidy()?;
+    }
     let pushed = interruption.judge(pushed, "the same push sends what the registry has not")?;
     if context.json {
         let told = serde_json::json!({ "digest": pushed.manifest, "sent": pushed.sent, "known": pushed.known });

@@ -5,8 +5,8 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
-use store::Reference;
 use store::save::Format;
+use store::{Image, Reference, Store};
 
 use crate::context::Context;
 use crate::interruption::Interruption;
@@ -42,17 +42,32 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let format =
         if args.format == "oci-archive" { Format::OciArchive } else { Format::DockerArchive };
+    let saved = save(args, &store, &images, format, &interruption);
+    // An image may have been removed meanwhile: its layers were kept until now.
+    if store.is_untidy()? {
+        context.tidy()?;
+    }
+    saved
+}
+
+fn save(
+    args: &Args,
+    store: &Store,
+    images: &[(Image, Option<String>)],
+    format: Format,
+    interruption: &Interruption,
+) -> anyhow::Result<()> {
     let Some(path) = &args.output else {
         if io::stdout().is_terminal() {
             bail!("an archive is nothing for a terminal: give -o FILE");
         }
-        let saved = store.save(&images, format, &mut io::stdout().lock());
+        let saved = store.save(images, format, &mut io::stdout().lock());
         return interruption.judge(saved.map_err(Into::into), "what was written is no archive");
     };
     let file = File::create(path).with_context(|| format!("{path:?} can't be written"))?;
     let mut writer = io::BufWriter::with_capacity(1 << 20, file);
     let saved =
-        store.save(&images, format, &mut writer).map_err(anyhow::Error::from).and_then(|()| {
+        store.save(images, format, &mut writer).map_err(anyhow::Error::from).and_then(|()| {
             let file = writer.into_inner().map_err(|e| e.into_error())?;
             Ok(file.sync_all()?)
         });
