@@ -170,7 +170,7 @@ pub(crate) fn unpack_tar(
     diff_id: Digest,
     to: &Path,
     options: &apply::Options,
-    objects: &dyn apply::Objects,
+    objects: &(dyn apply::Objects + Sync),
 ) -> Result<apply::Applied> {
     let path = to.join("recipe");
     let file = File::create_new(&path).at(&path, "making the layer's recipe")?;

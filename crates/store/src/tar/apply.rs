@@ -14,6 +14,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::mpsc::sync_channel;
+use std::thread;
 
 use layer::{Namespace, mark};
 use rustix::fs::{
@@ -24,7 +26,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::objects::Content;
-use crate::tar::content;
+use crate::tar::behind::{self, Behind};
+use crate::tar::content::{self, Files, New};
 use crate::tar::finish::{Finish, times};
 use crate::tar::read::{Entry, Kind, Reader};
 use crate::tar::recipe;
@@ -82,7 +85,44 @@ pub fn apply<W: Write>(
     archive: impl BufRead,
     layer: OwnedFd,
     options: &Options,
-    objects: &dyn Objects,
+    objects: &(dyn Objects + Sync),
+    recipe: recipe::Writer<W>,
+) -> std::result::Result<(Applied, W), Refusal> {
+    let finish = Finish::new(options.owners);
+    let refuse = |why| Refusal { path: PathBuf::new(), why };
+    let root = root(&layer, &finish).map_err(refuse)?;
+    let files = Files::new(&root.fd, options.share, objects, &finish);
+    let progress = behind::Progress::default();
+    let (to, from) = sync_channel(behind::QUEUE);
+    let (unpacked, filled) = thread::scope(|scope| {
+        let filling = scope.spawn(|| behind::run(&files, from, &progress));
+        let at = Apply {
+            layer,
+            root: Rc::clone(&root),
+            dirs: HashMap::new(),
+            last: Vec::new(),
+            records: HashMap::new(),
+            moved: Vec::new(),
+            replaced: 0,
+            finish: &finish,
+            options,
+            files: &files,
+            behind: Behind::new(to, &progress),
+            done: Applied::default(),
+        };
+        let unpacked = unpack(archive, at, recipe);
+        (unpacked, filling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    // The one says what the other only knows to have ended.
+    filled?;
+    let (mut done, recipe) = unpacked?;
+    (done.shared, done.objects) = files.end();
+    Ok((done, recipe))
+}
+
+fn unpack<W: Write>(
+    archive: impl BufRead,
+    mut at: Apply<'_>,
     mut recipe: recipe::Writer<W>,
 ) -> std::result::Result<(Applied, W), Refusal> {
     let mut reader = Reader::new(archive);
@@ -91,13 +131,12 @@ pub fn apply<W: Write>(
         let path = path.to_owned();
         move |why: String| Refusal { path, why }
     };
-    let mut at = Apply::begin(layer, options, objects).map_err(refuse(&path))?;
     loop {
         let next = reader.next_entry().map_err(|e| e.to_string()).map_err(refuse(&path))?;
         recipe.raw(&reader.take_raw()).map_err(|e| e.to_string()).map_err(refuse(&path))?;
         let Some(entry) = next else { break };
         path = PathBuf::from(OsString::from_vec(entry.path.clone()));
-        at.entry(&entry, &mut reader, &mut recipe).map_err(refuse(&path))?;
+        at.entry(entry, &mut reader, &mut recipe).map_err(refuse(&path))?;
     }
     path = PathBuf::new();
     reader.finish().map_err(|e| e.to_string()).map_err(refuse(&path))?;
@@ -105,9 +144,14 @@ pub fn apply<W: Write>(
     at.finish().map_err(refuse(&path))?;
     let recipe =
         recipe.finish(&at.moved).map_err(|e| format!("its recipe: {e}")).map_err(refuse(&path))?;
-    let mut done = at.done;
-    done.objects = at.content.into_iter().map(|(path, content)| (content, path)).collect();
-    Ok((done, recipe))
+    Ok((at.done, recipe))
+}
+
+fn root(layer: &OwnedFd, finish: &Finish) -> Done<Rc<Dir>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = openat(layer, "fs", flags, Mode::empty()).map_err(step("opening its root"))?;
+    finish.default_dir(&fd).map_err(step("the mode of its root"))?;
+    Ok(Rc::new(Dir { fd, path: PathBuf::new(), plain: true }))
 }
 
 /// A directory of the tree.
@@ -127,7 +171,7 @@ struct Last {
     inherited: Option<Vec<u8>>,
 }
 
-pub(crate) struct Apply<'o> {
+struct Apply<'o> {
     layer: OwnedFd,
     root: Rc<Dir>,
     /// Directories that are open, by the path that leads there.
@@ -138,13 +182,11 @@ pub(crate) struct Apply<'o> {
     records: HashMap<PathBuf, (u64, u64)>,
     moved: Vec<(u64, PathBuf)>,
     replaced: u64,
-    finish: Finish,
-    pub(crate) options: &'o Options,
-    pub(crate) objects: &'o dyn Objects,
-    pub(crate) content: HashMap<PathBuf, Content>,
-    pub(crate) known: HashMap<Content, PathBuf>,
-    pub(crate) done: Applied,
-    pub(crate) buffer: Vec<u8>,
+    finish: &'o Finish,
+    options: &'o Options,
+    files: &'o Files<'o>,
+    behind: Behind<'o>,
+    done: Applied,
 }
 
 /// Directories that stay open: three layers are unpacked at once, and 1,024 descriptors are usual.
@@ -189,37 +231,10 @@ pub(crate) fn step(name: &'static str) -> impl Fn(Errno) -> String {
     move |e| format!("{name}: {e}")
 }
 
-impl<'o> Apply<'o> {
-    fn begin(layer: OwnedFd, options: &'o Options, objects: &'o dyn Objects) -> Done<Self> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = openat(&layer, "fs", flags, Mode::empty()).map_err(step("opening its root"))?;
-        let finish = Finish::new(options.owners);
-        finish.default_dir(&fd).map_err(step("the mode of its root"))?;
-        Ok(Self {
-            layer,
-            root: Rc::new(Dir { fd, path: PathBuf::new(), plain: true }),
-            dirs: HashMap::new(),
-            last: Vec::new(),
-            records: HashMap::new(),
-            moved: Vec::new(),
-            replaced: 0,
-            finish,
-            options,
-            objects,
-            content: HashMap::new(),
-            known: HashMap::new(),
-            done: Applied::default(),
-            buffer: Vec::new(),
-        })
-    }
-
-    pub(crate) fn root(&self) -> &OwnedFd {
-        &self.root.fd
-    }
-
+impl Apply<'_> {
     fn entry<R: BufRead, W: Write>(
         &mut self,
-        entry: &Entry,
+        entry: Entry,
         reader: &mut Reader<R>,
         recipe: &mut recipe::Writer<W>,
     ) -> Done<()> {
@@ -234,7 +249,7 @@ impl<'o> Apply<'o> {
         let path = clean(&entry.path)?;
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return match entry.kind {
-                Kind::Dir => self.top(entry),
+                Kind::Dir => self.top(&entry),
                 _ => Err("the root of a layer is a directory".to_owned()),
             };
         };
@@ -245,14 +260,14 @@ impl<'o> Apply<'o> {
             return self.whiteout(&dir, name);
         }
         match entry.kind {
-            Kind::Dir => self.directory(&dir, name, entry),
+            Kind::Dir => self.directory(&dir, name, &entry),
             Kind::File => self.file(&dir, name, entry, reader, recipe),
-            Kind::HardLink => self.hard_link(&dir, name, entry),
+            Kind::HardLink => self.hard_link(&dir, name, &entry),
             Kind::Symlink => {
                 let link = OsStr::from_bytes(&entry.link);
                 self.make(&dir, name, || symlinkat(link, &dir.fd, name))
                     .map_err(|e| format!("making a symlink: {e}"))?;
-                self.finish.special(&dir, name, entry)
+                self.finish.special(&dir, name, &entry)
             }
             Kind::Char | Kind::Block | Kind::Fifo => {
                 let kind = match entry.kind {
@@ -267,7 +282,7 @@ impl<'o> Apply<'o> {
                 let mode = Mode::RUSR | Mode::WUSR;
                 self.make(&dir, name, || mknodat(&dir.fd, name, kind, mode, device))
                     .map_err(|e| format!("making a device or FIFO: {e}"))?;
-                self.finish.special(&dir, name, entry)
+                self.finish.special(&dir, name, &entry)
             }
         }
     }
@@ -369,17 +384,16 @@ impl<'o> Apply<'o> {
         }
         let path = dir.path.join(name);
         self.dirs.clear();
+        // No file that goes or is copied, or is looked for by its path, is half filled.
+        self.behind.wait()?;
         let needed = match kind {
             FileType::Directory => {
                 self.last.retain(|last| !last.path.starts_with(&path));
-                self.content.retain(|known, _| !known.starts_with(&path));
-                self.known.retain(|_, known| !known.starts_with(&path));
+                self.files.forget(&path);
                 true
             }
             FileType::RegularFile => {
-                if let Some(content) = self.content.remove(&path) {
-                    self.known.remove(&content);
-                }
+                self.files.forget(&path);
                 self.records.contains_key(&path)
             }
             _ => false,
@@ -496,7 +510,7 @@ impl<'o> Apply<'o> {
         &mut self,
         dir: &Dir,
         name: &OsStr,
-        entry: &Entry,
+        entry: Entry,
         reader: &mut Reader<R>,
         recipe: &mut recipe::Writer<W>,
     ) -> Done<()> {
@@ -518,9 +532,8 @@ impl<'o> Apply<'o> {
         if let Some(first) = first {
             self.records.insert(path.clone(), (first, parts.len() as u64));
         }
-        self.write(&fd, path, entry, reader)?;
-        self.finish.file(&fd, entry, dir.plain)?;
-        futimens(&fd, &times(entry.mtime)).map_err(step("setting its times"))
+        let new = New { fd, path, entry, plain: dir.plain };
+        self.behind.fill(self.files, new, reader)
     }
 
     fn hard_link(&mut self, dir: &Dir, name: &OsStr, entry: &Entry) -> Done<()> {
@@ -544,6 +557,7 @@ impl<'o> Apply<'o> {
     }
 
     fn finish(&mut self) -> Done<()> {
+        self.behind.wait()?;
         for Last { path, mtime, inherited } in std::mem::take(&mut self.last) {
             let dir = self.dir(&path, 0)?;
             if let Some(acl) = inherited {
