@@ -422,7 +422,10 @@ impl Container {
     /// # Errors
     /// Those of [`changes::list`].
     pub fn changes(&self, store: &Store) -> Result<Vec<Changed>> {
-        self.settle(store)?;
+        // A file that has not all its data has its name and its size.
+        if let Some(_lock) = self.lock()? {
+            self.mend(store)?;
+        }
         let image = store.image(&self.image.to_string())?;
         changes::list(&self.own_layers(), &store.lower_dirs(&image), store.namespace())
     }

@@ -67,9 +67,7 @@ pub enum Partial {
     /// They have all their data from the first write on.
     #[default]
     Off,
-    /// They have it when the layers are hidden again.
-    Complete,
-    /// They need not have it: the upper layer goes.
+    /// They need not have it: whoever reads the upper layer otherwise makes them whole first.
     Keep,
 }
 
@@ -237,7 +235,6 @@ pub(crate) fn serve(layers: &Layers, at: &Path, exe: &Path, ours: bool) -> Resul
     options.push(",redirect_dir=off,index=off");
     options.push(match layers.partial {
         Partial::Off => ",partial=off",
-        Partial::Complete => ",partial=complete",
         Partial::Keep => ",partial=keep",
     });
     for (name, limit) in [("size", layers.limit.size), ("nr_inodes", layers.limit.inodes)] {

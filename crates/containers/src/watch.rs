@@ -112,12 +112,8 @@ fn run(
 ) -> Result<u8> {
     let mut layers = container.layers(store)?;
     layers.lowers.push(places(store)?);
-    // Whoever reads the writable layer has it whole first, which without privileges nobody can ask for while it runs.
-    layers.partial = match (layers.rootless, container.config.remove) {
-        (true, _) => Partial::Off,
-        (false, true) => Partial::Keep,
-        (false, false) => Partial::Complete,
-    };
+    // Whoever reads the writable layer makes it whole first, which without privileges nobody can ask for while it runs.
+    layers.partial = if layers.rootless { Partial::Off } else { Partial::Keep };
     if container.config.backend != view::Choice::Fuse {
         container.make_whole(store)?;
     }
