@@ -42,6 +42,7 @@ pub mod snapshotter;
 pub mod start;
 pub mod stop;
 pub mod tag;
+pub mod template;
 pub mod terminal;
 pub mod try_;
 pub mod volume;

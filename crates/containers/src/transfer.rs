@@ -4,7 +4,7 @@
 //! namespace. A stopped one's is mounted for the occasion, in a namespace that ends with the caller.
 
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
+use std::io::{BufRead, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -147,6 +147,46 @@ pub fn copy_in(container: &Opened, from: &Path, to: &Path, owner: Owner) -> Resu
     let from = Place::here(&plain(from))?;
     let to = container.place(to)?;
     copy(&from, to, content, owner)
+}
+
+/// Copies what is in a tar to `to` in the container, which is a directory there; by way of `stage`, a directory of this
+/// machine with nothing in it.
+///
+/// # Errors
+/// [`Error::Store`] for what is no tar; [`Error::Io`] with the path.
+pub fn copy_in_tar(
+    container: &Opened,
+    store: &Store,
+    tar: impl BufRead,
+    stage: &Path,
+    to: &Path,
+    owner: Owner,
+) -> Result<()> {
+    let to = container.place(to)?;
+    if !to.is_dir()? {
+        return Err(Error::io("unpack into", &to.shown, Errno::NOTDIR));
+    }
+    let tree = stage.join("fs");
+    std::fs::create_dir(&tree).map_err(|e| Error::io("make", &tree, e))?;
+    store.unpack(tar, stage)?;
+    let from = Place { dir: tree::root(&tree)?, name: ".".into(), shown: tree };
+    copy(&from, to, true, owner)
+}
+
+/// Writes `from` of the container as a tar: under its own name, or what is in it where it ends in `/.`.
+///
+/// # Errors
+/// [`Error::Io`] with the path.
+pub fn copy_out_tar(container: &Opened, from: &Path, tar: &mut dyn Write) -> Result<()> {
+    let content = is_content(from);
+    let from = container.place(&plain(from))?;
+    if from.at().stat()?.is_none() {
+        return Err(Error::io("find in the container", &from.shown, Errno::NOENT));
+    }
+    let shown = Some(from.name.as_os_str()).filter(|name| !content && *name != ".");
+    store::tar::diff::write_below(&from.dir, &from.name, shown, container.namespace, tar)
+        .map(drop)
+        .map_err(|e| Error::io("copy", &from.shown, e))
 }
 
 /// The reverse of [`copy_in`].

@@ -27,6 +27,7 @@ pub mod source;
 mod store;
 pub mod tar;
 mod tree;
+mod unpack;
 mod verify;
 mod writeback;
 

@@ -1,11 +1,13 @@
 //! `strata cp`: files between a container and this machine.
 
+use std::io::{BufReader, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::bail;
 use containers::Container;
-use containers::transfer::{Owner, copy_in, copy_out};
+use containers::transfer::{Opened, Owner, copy_in, copy_in_tar, copy_out, copy_out_tar};
+use store::Store;
 
 use super::place::Place;
 
@@ -14,16 +16,17 @@ use super::place::Place;
 #[command(after_help = "Examples:
   strata cp nginx.conf web:/etc/nginx/
   strata cp web:/var/log/nginx ./logs
-  strata cp ./site/. web:/srv          the content of ./site")]
+  strata cp ./site/. web:/srv          the content of ./site
+  strata cp web:/etc - | tar t         as a tar; the reverse is strata cp - web:/srv")]
 pub struct Args {
     #[command(flatten)]
     place: Place,
     /// Keep owners; copies are root's in the container, and yours here, otherwise
     #[arg(short, long)]
     archive: bool,
-    /// A path, or CONTAINER:PATH
+    /// A path, CONTAINER:PATH, or - for a tar from standard input
     source: String,
-    /// The other
+    /// The other; - writes a tar to standard output
     destination: String,
 }
 
@@ -31,9 +34,27 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let owner = |uid, gid| if args.archive { Owner::Same } else { Owner::Of(uid, gid) };
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     match (split(&args.source), split(&args.destination)) {
+        (Some((name, from)), None) if args.destination == "-" => {
+            if std::io::stdout().is_terminal() {
+                bail!("a tar is nothing for a terminal: redirect it");
+            }
+            let (opened, ..) = open(args, name)?;
+            let mut out = BufWriter::with_capacity(256 << 10, std::io::stdout());
+            copy_out_tar(&opened, &from, &mut out)?;
+            out.flush()?;
+            opened.close()?;
+        }
+        (None, Some((name, to))) if args.source == "-" => {
+            let (opened, store, container) = open(args, name)?;
+            // On the file system of the container's layer, and gone with the container at the latest.
+            let stage = tempfile::tempdir_in(&container.dir)?;
+            let input = BufReader::with_capacity(256 << 10, std::io::stdin());
+            copy_in_tar(&opened, &store, input, stage.path(), &to, owner(0, 0))?;
+            opened.close()?;
+        }
         (Some((name, from)), None) => {
             let to = std::path::absolute(&args.destination)?;
-            let opened = open(args, name)?;
+            let (opened, ..) = open(args, name)?;
             // In a user namespace of ours we are root, and so is what was ours.
             let ours = rustix::process::geteuid().as_raw() == uid;
             let owner = if ours { owner(uid, gid) } else { owner(0, 0) };
@@ -45,7 +66,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             if args.source.ends_with("/.") {
                 from.push(".");
             }
-            let opened = open(args, name)?;
+            let (opened, ..) = open(args, name)?;
             copy_in(&opened, &from, &to, owner(0, 0))?;
             opened.close()?;
         }
@@ -54,10 +75,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn open(args: &Args, name: &str) -> anyhow::Result<containers::transfer::Opened> {
+fn open(args: &Args, name: &str) -> anyhow::Result<(Opened, Store, Container)> {
     let store = args.place.open()?;
     let container = Container::find(&store, name)?;
-    Ok(container.open_tree(&store, Path::new("/proc/self/exe"))?)
+    let opened = container.open_tree(&store, Path::new("/proc/self/exe"))?;
+    Ok((opened, store, container))
 }
 
 /// The container and the path in it; none for a path here, which begins with `/` or `.`, or has no colon.

@@ -124,6 +124,9 @@ pub struct Shared {
     /// Have the machine's shared memory and message queues, or its own
     #[arg(long, value_enum, default_value = "private")]
     ipc: Space,
+    /// Only host: the users of the container are those of who starts it, and for others those of /etc/subuid
+    #[arg(long, value_name = "host", default_value = "host", hide = true)]
+    userns: String,
     /// Set something of the kernel for it alone, as net.ipv4.ip_forward=1
     #[arg(long, value_name = "NAME=VALUE")]
     sysctl: Vec<String>,
@@ -159,6 +162,13 @@ impl Shared {
 
     /// What can't be had is refused.
     pub fn check(&self) -> anyhow::Result<()> {
+        if self.userns != "host" {
+            bail!(
+                "--userns {}: the users of a container are the machine's where root starts it; another user's \
+                 containers have a user namespace anyhow, with the ids of /etc/subuid",
+                self.userns
+            );
+        }
         if self.restart != "no" {
             bail!(
                 "--restart {}: no part of strata goes on running that could start it again; have \
@@ -306,5 +316,7 @@ mod tests {
         assert_eq!(shared.resolve().expect("lines"), want);
         assert!(parsed(&[]).shared.resolve().expect("none").is_empty());
         assert!(parsed(&["--restart", "always"]).shared.check().is_err());
+        assert!(parsed(&["--userns", "auto"]).shared.check().is_err());
+        assert!(parsed(&["--userns=host"]).shared.check().is_ok());
     }
 }

@@ -29,6 +29,32 @@ pub fn write(upper: OwnedFd, namespace: Namespace, to: &mut dyn Write) -> io::Re
     Ok(writer.written)
 }
 
+/// Writes what stands at `name` in `dir` to `to`, with all that is below it, under the name `shown`; without one what is in
+/// a directory. The bytes written.
+///
+/// # Errors
+/// Of the tree or the writer.
+pub fn write_below(
+    dir: &OwnedFd,
+    name: &OsStr,
+    shown: Option<&OsStr>,
+    namespace: Namespace,
+    to: &mut dyn Write,
+) -> io::Result<u64> {
+    let mut writer = Writer { to, namespace, links: HashMap::new(), written: 0 };
+    match shown {
+        Some(shown) => writer.entry(dir, Path::new(shown), name, false)?,
+        None => {
+            let inner =
+                sys::beneath::open(dir, Path::new(name), OFlags::RDONLY | OFlags::DIRECTORY)
+                    .map_err(|e| io::Error::from(e.source))?;
+            writer.dir(&inner, Path::new(""))?;
+        }
+    }
+    writer.out(&[0; 2 * BLOCK])?;
+    Ok(writer.written)
+}
+
 struct Writer<'w> {
     to: &'w mut dyn Write,
     namespace: Namespace,
