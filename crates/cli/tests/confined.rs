@@ -4,8 +4,9 @@
 mod scene;
 
 use std::fs;
+use std::process::Command;
 
-use scene::Scene;
+use scene::{STRATA, Scene};
 
 const STATUS: &str = "cat /proc/self/status";
 
@@ -66,4 +67,40 @@ fn a_profile_of_the_callers_is_kept_for_starts_and_for_exec() {
     assert!(said.contains("is no seccomp profile"), "{said}");
     let said = scene.bad(&["run", "--rm", "--security-opt", "selinux=off", "base"]);
     assert!(said.contains("seccomp=unconfined|FILE"), "{said}");
+}
+
+#[test]
+fn what_the_caller_has_open_is_not_open_in_a_container() {
+    let Some(scene) = Scene::new() else { return };
+    let lock = scene.temp.path().join("lock");
+    let with_more_open = |args: &[&str]| {
+        let mut command = Command::new("sh");
+        let script = "exec 7</ 8</etc 9>\"$LOCK\"; flock 9; exec timeout 60 \"$@\"";
+        command.args(["-c", script, "sh", STRATA]).args(args);
+        command.env("STRATA_ROOT", scene.temp.path().join("store")).env("LOCK", &lock);
+        let output = command.output().expect("sh runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    // The last is the directory that is listed.
+    let own = "0\n1\n2\n3\n";
+    for backend in ["kernel", "fuse"] {
+        let list = ["run", "--rm", "--backend", backend, "base", "ls", "/proc/self/fd"];
+        assert_eq!(with_more_open(&list), own, "{backend}");
+        // Nor is it held by what goes on in the background.
+        with_more_open(&[
+            "run",
+            "-d",
+            "--backend",
+            backend,
+            "--name",
+            "box",
+            "base",
+            "sleep",
+            "60",
+        ]);
+        assert_eq!(with_more_open(&["exec", "box", "ls", "/proc/self/fd"]), own, "{backend}");
+        with_more_open(&["exec", "-d", "box", "sleep", "50"]);
+        scene.good(&["rm", "-f", "box"]);
+    }
 }

@@ -202,6 +202,8 @@ pub struct Entry {
 /// # Errors
 /// [`Error::Runtime`]; also where the container does not know the user.
 pub fn enter(bundle: &Path, entry: Entry) -> Result<u8> {
+    sys::inherited::close_all_but(entry.ready)
+        .map_err(|e| Error::io("close", "what the caller has left open", e.source))?;
     let ready = entry.ready.map(sys::namespace::inherited).transpose();
     let mut ready =
         ready.map_err(|e| Error::io("take over", "the caller's descriptor", e.source))?;

@@ -55,6 +55,9 @@ const PLACES: [(&str, bool); 9] = [
 /// # Errors
 /// Whatever kept it from running, to be said on standard error.
 pub fn watch(exe: &Path, root: &Path, id: &str, ready: Option<i32>, attached: bool) -> Result<u8> {
+    // What the caller's shell has open, a lock perhaps, is not for a container to hold.
+    sys::inherited::close_all_but(ready)
+        .map_err(|e| Error::io("close", "what the caller has left open", e.source))?;
     let mut ready = ready
         .map(sys::namespace::inherited)
         .transpose()

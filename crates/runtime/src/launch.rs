@@ -308,6 +308,9 @@ fn outside(guard: u32, inner: u32) -> Option<u32> {
 /// # Errors
 /// To be said on standard error; the status to end with is [`Error::exit_code`].
 pub fn inner(bundle: &Path, ready: Option<i32>) -> Result<u8> {
+    // A directory of the machine that somebody has left open would be a way out.
+    sys::inherited::close_all_but(ready)
+        .map_err(|e| Error::step("close", "what the caller has left open", e.source))?;
     // Held, and closed by the exec alone; what goes wrong before it is said there too.
     let mut ready = ready
         .map(|number| {
