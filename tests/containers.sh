@@ -9,23 +9,13 @@ strata_binary
 scratch ext4 8G
 export STRATA_ROOT=$D/store
 registry_at=127.0.0.1:5947
-mkdir -p "$D/registry"
-cat >"$D/registry.yml" <<T
-version: 0.1
-storage: {filesystem: {rootdirectory: $D/registry}}
-http: {addr: $registry_at}
-log: {level: error, accesslog: {disabled: true}}
-T
-docker-registry serve "$D/registry.yml" >"$D/registry.log" 2>&1 &
-registry=$!
 also_at_end() {
   local id
   for id in $(strata ps -aq 2>/dev/null); do strata rm -f "$id" >/dev/null 2>&1; done
   kill "$registry" 2>/dev/null
 }
-for _ in $(seq 100); do curl -sf "http://$registry_at/v2/" >/dev/null && break; sleep 0.1; done
+serve_registry "$D" "$registry_at" nginx:1 many:120 busybox:1
 for image in nginx:1 many:120 busybox:1; do
-  skopeo copy -q --dest-tls-verify=false "oci:$CORPUS/oci/$image" "docker://$registry_at/$image"
   strata pull "$registry_at/$image" >/dev/null
 done
 strata check

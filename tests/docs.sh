@@ -8,21 +8,13 @@ images busybox:1 nginx:1
 strata_binary
 scratch ext4 4G
 at=127.0.0.1:5951
-mkdir -p "$D/registry" "$D/home"
-cat >"$D/registry.yml" <<T
-version: 0.1
-storage: {filesystem: {rootdirectory: $D/registry}}
-http: {addr: $at}
-log: {level: error, accesslog: {disabled: true}}
-T
-docker-registry serve "$D/registry.yml" >"$D/registry.log" 2>&1 &
-registry=$!
+mkdir -p "$D/home"
 also_at_end() {
   local id
   for id in $(strata ps -aq 2>/dev/null); do strata rm -f "$id" >/dev/null 2>&1; done
   kill "$registry" 2>/dev/null
 }
-for _ in $(seq 100); do curl -sf "http://$at/v2/" >/dev/null && break; sleep 0.1; done
+serve_registry "$D" "$at"
 for image in busybox:1 nginx:1; do
   skopeo copy -q --dest-tls-verify=false "oci:$CORPUS/oci/$image" "docker://$at/library/${image%:*}:latest"
 done

@@ -26,12 +26,6 @@ engine() {
   address=$D/containerd.sock
   host=127.0.0.1:$((20000 + $$ % 10000))
   export CONTAINERD_ADDRESS=$address CONTAINERD_NAMESPACE=strata-$$
-  cat >"$D/registry.yml" <<EOF
-version: 0.1
-storage: {filesystem: {rootdirectory: $D/registry}}
-http: {addr: $host}
-log: {level: error, accesslog: {disabled: true}}
-EOF
   local disabled='"io.containerd.snapshotter.v1.devmapper", "io.containerd.internal.v1.opt"'
   [ -n "${cri:-}" ] || disabled="\"io.containerd.grpc.v1.cri\", $disabled"
   cat >"$D/config.toml" <<EOF
@@ -89,15 +83,7 @@ start_containerd() {
 }
 
 # start_registry IMAGE…: with images of the corpus, at $host.
-start_registry() {
-  docker-registry serve "$D/registry.yml" >"$D/registry.log" 2>&1 &
-  registry=$!
-  for _ in $(seq 50); do curl -s "http://$host/v2/" >/dev/null && break; sleep 0.1; done
-  local image
-  for image; do
-    skopeo copy --dest-tls-verify=false "oci:$CORPUS/oci/$image" "docker://$host/$image" >/dev/null
-  done
-}
+start_registry() { serve_registry "$D" "$host" "$@"; }
 
 # looks SNAPSHOTTER IMAGE: how the image looks, mounted.
 looks() {

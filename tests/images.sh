@@ -14,18 +14,10 @@ driver = "overlay"
 graphroot = "$D/graph"
 runroot = "$D/run"
 T
-mkdir -p "$D"/registry "$D"/root/{etc,d/sub}
-cat >"$D/registry.yml" <<T
-version: 0.1
-storage: {filesystem: {rootdirectory: $D/registry}, delete: {enabled: true}}
-http: {addr: 127.0.0.1:5939}
-log: {level: error, accesslog: {disabled: true}}
-T
-docker-registry serve "$D/registry.yml" >"$D/registry.log" 2>&1 &
-registry=$!
+mkdir -p "$D"/root/{etc,d/sub}
 also_at_end() { kill "$registry"; }
-for _ in $(seq 100); do curl -sf http://127.0.0.1:5939/v2/ >/dev/null && break; sleep 0.1; done
 at=127.0.0.1:5939
+serve_registry "$D" "$at"
 
 # An image of two layers.
 echo one >"$D/root/etc/one"; echo gone >"$D/root/etc/gone"; ln "$D/root/etc/one" "$D/root/d/link"

@@ -6,21 +6,14 @@ need docker-registry umoci curl jq python3
 strata_binary
 scratch ext4 4G
 export STRATA_ROOT=$D/store
-mkdir -p "$D/registry"
-cat >"$D/registry.yml" <<T
-version: 0.1
-storage: {filesystem: {rootdirectory: $D/registry}}
-http: {addr: 127.0.0.1:5947}
-log: {level: info}
-T
-docker-registry serve "$D/registry.yml" >"$D/registry.log" 2>&1 &
-registry=$!
+at=127.0.0.1:5947 far=127.0.0.1:5948
+registry_log='{level: info}'
+serve_registry "$D" "$at"
 # 4 MiB a second.
 python3 "$ROOT/tests/slow.py" 5948 5947 4194304 "$D/slow.log" &
 slow=$!
 also_at_end() { kill "$registry" "$slow"; }
-for _ in $(seq 100); do curl -sf http://127.0.0.1:5947/v2/ >/dev/null && curl -sf http://127.0.0.1:5948/v2/ >/dev/null && break; sleep 0.1; done
-at=127.0.0.1:5947 far=127.0.0.1:5948
+for _ in $(seq 100); do curl -sf "http://$far/v2/" >/dev/null && break; sleep 0.1; done
 
 # An image with a layer of 40 MiB that does not shrink, and one of 5,000 files.
 umoci init --layout "$D/oci"

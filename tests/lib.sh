@@ -88,6 +88,29 @@ daemon() {
   return 1
 }
 
+# What registries say of requests; in place of it: {level: info}.
+registry_log='{level: error, accesslog: {disabled: true}}'
+
+# serve_registry DIRECTORY ADDRESS [IMAGE…]: Debian's registry, with its files in the directory and these images of the
+# corpus. Its process is $registry, which is the caller's to end.
+serve_registry() {
+  local dir=$1 at=$2 image
+  shift 2
+  mkdir -p "$dir/registry"
+  cat >"$dir/registry.yml" <<T
+version: 0.1
+storage: {filesystem: {rootdirectory: $dir/registry}, delete: {enabled: true}}
+http: {addr: $at}
+log: $registry_log
+T
+  docker-registry serve "$dir/registry.yml" >"$dir/registry.log" 2>&1 &
+  registry=$!
+  for _ in $(seq 100); do curl -sf "http://$at/v2/" >/dev/null && break; sleep 0.1; done
+  for image; do
+    skopeo copy -q --dest-tls-verify=false "oci:$CORPUS/oci/$image" "docker://$at/$image"
+  done
+}
+
 # union OPTIONS…: mounts $D/m over the lower layers $D/l, with upper $D/u and work $D/w.
 union() {
   mkdir -p "$D"/{l,u,w,m}

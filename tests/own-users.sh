@@ -69,17 +69,8 @@ need setpriv unshare newuidmap newgidmap curl crun skopeo docker-registry
 strata_binary
 dir=$(mktemp -d)
 registry_at=127.0.0.1:5948
-cat >"$dir/registry.yml" <<T
-version: 0.1
-storage: {filesystem: {rootdirectory: $dir/registry}}
-http: {addr: $registry_at}
-log: {level: error, accesslog: {disabled: true}}
-T
-docker-registry serve "$dir/registry.yml" >"$dir/registry.log" 2>&1 &
-registry=$!
-trap 'kill $registry; rm -rf "$dir"' EXIT
-for _ in $(seq 100); do curl -sf "http://$registry_at/v2/" >/dev/null && break; sleep 0.1; done
-skopeo copy -q --dest-tls-verify=false "oci:$CORPUS/oci/nginx:1" "docker://$registry_at/nginx:1"
+trap '[ -z "${registry:-}" ] || kill "$registry"; rm -rf "$dir"' EXIT
+serve_registry "$dir" "$registry_at" nginx:1
 # A user who may map other users, and open /dev/fuse, as a desktop has it; all of it seen here alone.
 cp "$(command -v strata)" "$ROOT/tests/own-users.sh" "$dir"
 mkdir "$dir/own"

@@ -47,17 +47,8 @@ need setpriv unshare newuidmap newgidmap curl crun skopeo docker-registry podman
 strata_binary
 dir=$(mktemp -d /var/tmp/strata-test.XXXXXX)
 registry_at=127.0.0.1:5949
-cat >"$dir/registry.yml" <<T
-version: 0.1
-storage: {filesystem: {rootdirectory: $dir/registry}}
-http: {addr: $registry_at}
-log: {level: error, accesslog: {disabled: true}}
-T
-docker-registry serve "$dir/registry.yml" >"$dir/registry.log" 2>&1 &
-registry=$!
-trap 'code=$?; kill $registry; pkill -U 4243 || true; sleep 0.5; rm -rf "$dir"; exit $code' EXIT
-for _ in $(seq 100); do curl -sf "http://$registry_at/v2/" >/dev/null && break; sleep 0.1; done
-skopeo copy -q --dest-tls-verify=false "oci:$CORPUS/oci/busybox:1" "docker://$registry_at/busybox:1"
+trap 'code=$?; [ -z "${registry:-}" ] || kill "$registry"; pkill -U 4243 || true; sleep 0.5; rm -rf "$dir"; exit $code' EXIT
+serve_registry "$dir" "$registry_at" busybox:1
 cp "$(command -v strata)" "$0" "$dir"
 mkdir -p "$dir/own/run"
 chown -R 4243:4243 "$dir/own"
