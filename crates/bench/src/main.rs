@@ -1,8 +1,9 @@
 //! `strata-bench`: the same work on the kernel's overlayfs, on fuse-overlayfs and on Strata, in turn, round after round.
 //!
 //! Reading order: [`scene`] (the layers, on a tmpfs of their own), [`subject`] (who is measured), [`row`] (what is
-//! measured), [`containers`] and [`store`] (containers and images, beside podman's), [`report`] (medians, ratios, JSON), [`page`] (the page and the plot in docs/).
+//! measured), [`containers`] and [`store`] (containers and images, beside podman's), [`containerd`], [`report`] (medians, ratios, JSON), [`page`] (the page and the plot in docs/).
 
+mod containerd;
 mod containers;
 mod page;
 mod report;
@@ -50,9 +51,15 @@ struct Args {
     /// Containers alone: made, run, compared and committed, beside podman
     #[arg(long)]
     containers: bool,
-    /// Images alone, of OCI layouts in this directory: pulled from a registry, counted and removed, beside podman
+    /// Images alone, of OCI layouts in this directory: pulled from a registry, counted and removed, beside podman and containerd
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
+    /// With --store: the directory of the containerd to measure [default: as on the PATH]
+    #[arg(long, value_name = "DIR")]
+    containerd: Option<PathBuf>,
+    /// With --store: on which file system: xfs, ext4 or btrfs
+    #[arg(long, default_value = "xfs", value_name = "KIND")]
+    disk: String,
     /// We are in a mount namespace of our own
     #[arg(long, hide = true)]
     isolated: bool,
@@ -80,7 +87,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let subjects = subjects(args)?;
     if let Some(layouts) = &args.store {
         let own = std::env::current_exe()?.with_file_name("strata");
-        let figures = store::measure(&own, layouts, rounds)?;
+        let figures =
+            store::measure(&own, layouts, &args.disk, args.containerd.as_deref(), rounds)?;
         print!("{}", store::table(&figures));
         if let Some(path) = &args.json {
             std::fs::write(path, serde_json::to_vec_pretty(&figures)?)

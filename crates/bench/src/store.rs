@@ -5,11 +5,13 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::containerd::Containerd;
 use crate::containers::Disk;
 use crate::scene::run;
 
@@ -68,7 +70,8 @@ impl Registry {
             }
             let tag = image.split(':').next_back().unwrap_or("1");
             run(Command::new("skopeo")
-                .args(["copy", "-q", "--dest-tls-verify=false"])
+                // As it is: skopeo sends gzip for zstd where the registry has the same layer so.
+                .args(["copy", "-q", "--preserve-digests", "--dest-tls-verify=false"])
                 .arg(format!("oci:{}:{tag}", layout.display()))
                 .arg(format!("docker://{}/{image}", registry.at)))?;
             images.push(image);
@@ -94,6 +97,11 @@ enum Keeper {
     Podman,
     /// skopeo fetches, umoci unpacks.
     Umoci,
+    /// By which of its snapshotters.
+    Containerd(Rc<Containerd>, &'static str),
+    /// No keeper: blobs of layouts in this directory are inflated and unpacked, one after the other. Nothing is fetched
+    /// or verified: what the work itself takes, by programs that are known for their speed.
+    Tar(PathBuf),
 }
 
 impl Keeper {
@@ -102,6 +110,9 @@ impl Keeper {
             Self::Strata(_) => "strata",
             Self::Podman => "podman",
             Self::Umoci => "skopeo+umoci",
+            Self::Containerd(_, "overlayfs") => "containerd",
+            Self::Containerd(..) => "ctrd+strata",
+            Self::Tar(_) => TAR,
         }
     }
 
@@ -131,6 +142,8 @@ impl Keeper {
     fn pull(&self, disk: &Disk, registry: &str, image: &str) -> anyhow::Result<()> {
         let from = format!("{registry}/{image}");
         match self {
+            Self::Containerd(containerd, snapshotter) => containerd.pull(snapshotter, &from),
+            Self::Tar(layouts) => unpack(layouts, image, &disk.at("own")),
             Self::Strata(_) => run(&mut self.command(disk, &["pull", "-q", &from])),
             Self::Podman => {
                 run(&mut self.command(disk, &["pull", "-q", "--tls-verify=false", &from]))
@@ -153,6 +166,10 @@ impl Keeper {
 
     /// Empties the store, untimed.
     fn clear(&self, disk: &Disk) -> anyhow::Result<()> {
+        if let Self::Containerd(containerd, _) = self {
+            containerd.clear()?;
+            return run(Command::new("sync").arg("-f").arg(disk.at("")));
+        }
         if matches!(self, Self::Podman) {
             run(&mut self.command(disk, &["rmi", "--all", "--force"]))?;
             // Its directory is a mount of itself.
@@ -197,10 +214,14 @@ impl Keeper {
             timed(format!("pull {image}"), &|| self.pull(disk, registry, image))?;
             self.clear(disk)?;
         }
+        if matches!(self, Self::Containerd(..) | Self::Tar(_)) {
+            return Ok(());
+        }
         for image in &images {
             self.pull(disk, registry, image)?;
         }
         match self {
+            Self::Containerd(..) | Self::Tar(_) => {}
             Self::Strata(_) => {
                 timed("df".to_owned(), &|| run(&mut self.command(disk, &["df"])))?;
                 let names: Vec<String> =
@@ -225,8 +246,51 @@ impl Keeper {
     }
 }
 
+/// The name of the work itself.
+const TAR: &str = "inflate | tar";
+
+/// Unpacks the layers of an image of a layout into `to`, each over the one before.
+fn unpack(layouts: &Path, image: &str, to: &Path) -> anyhow::Result<()> {
+    let (name, tag) = image.split_once(':').context("an image has a tag")?;
+    let layout = layouts.join(name);
+    let blob = |digest: &serde_json::Value| {
+        let hex = digest.as_str().and_then(|text| text.strip_prefix("sha256:")).unwrap_or("");
+        layout.join("blobs/sha256").join(hex)
+    };
+    let read = |path: PathBuf| -> anyhow::Result<serde_json::Value> {
+        Ok(serde_json::from_slice(&fs::read(&path).with_context(|| format!("{path:?}"))?)?)
+    };
+    let index = read(layout.join("index.json"))?;
+    let named = |manifest: &&serde_json::Value| {
+        manifest["annotations"]["org.opencontainers.image.ref.name"] == *tag
+    };
+    let manifests = index["manifests"].as_array().context("an index has manifests")?;
+    let manifest = manifests.iter().find(named).context("the layout has the tag")?;
+    let manifest = read(blob(&manifest["digest"]))?;
+    fs::create_dir_all(to)?;
+    for layer in manifest["layers"].as_array().context("a manifest has layers")? {
+        let zstd = layer["mediaType"].as_str().is_some_and(|kind| kind.ends_with("zstd"));
+        let mut inflate = Command::new(if zstd { "zstd" } else { "pigz" })
+            .arg("-dc")
+            .arg(blob(&layer["digest"]))
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let tar = inflate.stdout.take().context("a pipe")?;
+        run(Command::new("tar").arg("-x").arg("-C").arg(to).stdin(tar))?;
+        inflate.wait()?;
+    }
+    Ok(())
+}
+
 /// Measures all of it in `rounds` rounds; `strata` is the program, `layouts` a directory of OCI layouts.
-pub fn measure(strata: &Path, layouts: &Path, rounds: usize) -> anyhow::Result<Vec<Figure>> {
+/// `kind` is the file system of the stores, `programs` the directory of another containerd than that on the PATH.
+pub fn measure(
+    strata: &Path,
+    layouts: &Path,
+    kind: &str,
+    programs: Option<&Path>,
+    rounds: usize,
+) -> anyhow::Result<Vec<Figure>> {
     let there = |program: &str| {
         let mut command = Command::new(program);
         let found = command.arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
@@ -235,7 +299,6 @@ pub fn measure(strata: &Path, layouts: &Path, rounds: usize) -> anyhow::Result<V
         }
         found
     };
-    let kind = if there("mkfs.xfs") { "xfs" } else { "ext4" };
     let disk = Disk::of(kind, 16 << 30).context("making a file system for stores")?;
     let (registry, images) = Registry::new(layouts, &disk)?;
     let mut keepers = vec![Keeper::Strata(strata.to_owned())];
@@ -244,6 +307,21 @@ pub fn measure(strata: &Path, layouts: &Path, rounds: usize) -> anyhow::Result<V
     }
     if there("umoci") {
         keepers.push(Keeper::Umoci);
+    }
+    match Containerd::start(strata, programs, &disk)? {
+        None => println!("SKIPPED: containerd is not installed"),
+        Some(containerd) => {
+            let containerd = Rc::new(containerd);
+            keepers.push(Keeper::Containerd(Rc::clone(&containerd), "overlayfs"));
+            if containerd.differ {
+                keepers.push(Keeper::Containerd(containerd, "strata"));
+            } else {
+                println!("SKIPPED: containerd before 1.7 unpacks itself, whatever the snapshotter");
+            }
+        }
+    }
+    if there("pigz") && there("zstd") {
+        keepers.push(Keeper::Tar(layouts.to_owned()));
     }
     let mut figures = Vec::new();
     for round in 0..rounds {
@@ -256,7 +334,8 @@ pub fn measure(strata: &Path, layouts: &Path, rounds: usize) -> anyhow::Result<V
     Ok(figures)
 }
 
-/// A line for each step: medians of each subject, in seconds, and how many times faster Strata is than the best other.
+/// A line for each step: medians of each subject, in seconds, how many times faster Strata is than the best other, and
+/// than overlayfs as snapshotter of the same containerd.
 pub fn table(figures: &[Figure]) -> String {
     let mut subjects: Vec<&str> = Vec::new();
     let mut steps: Vec<&str> = Vec::new();
@@ -278,15 +357,17 @@ pub fn table(figures: &[Figure]) -> String {
     for subject in &subjects {
         text += &format!("{subject:>14}");
     }
-    text += &format!("{:>14}", "best other ÷");
+    text += &format!("{:>14}{:>14}", "best other ÷", "in containerd");
     for step in steps {
         text += &format!("\n{step:<18}");
         for subject in &subjects {
             text += &format!("{:>14.2}", median(step, subject));
         }
-        let others = subjects.iter().filter(|subject| **subject != "strata");
+        let others =
+            subjects.iter().filter(|subject| !subject.contains("strata") && **subject != TAR);
         let best = others.map(|subject| median(step, subject)).fold(f64::NAN, f64::min);
         text += &format!("{:>14.1}", best / median(step, "strata"));
+        text += &format!("{:>14.1}", median(step, "containerd") / median(step, "ctrd+strata"));
     }
     text + "\n"
 }
