@@ -4,6 +4,8 @@ pub mod apply;
 mod behind;
 pub(crate) mod content;
 pub mod diff;
+mod field;
 pub(crate) mod finish;
+mod pax;
 pub mod read;
 pub mod recipe;

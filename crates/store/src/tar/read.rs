@@ -7,6 +7,9 @@
 
 use std::io::{self, BufRead, Read};
 
+use super::field::{decimal, number, signed, text};
+use super::pax::{Extra, MAX_PARTS, pax};
+
 /// Bytes of a block.
 pub const BLOCK: usize = 512;
 /// Bytes of a PAX header at most; its attributes have 64 KiB each.
@@ -15,8 +18,6 @@ const MAX_PAX: u64 = 1 << 20;
 const MAX_ANNOUNCING: usize = 16;
 /// Bytes of a name at most.
 const MAX_NAME: usize = 4096;
-/// Parts of a sparse file at most.
-const MAX_PARTS: usize = 1 << 20;
 /// Bytes behind the end of the archive at most.
 const MAX_TAIL: usize = 16 << 20;
 
@@ -72,25 +73,8 @@ pub struct Reader<R> {
     ended: bool,
 }
 
-fn bad<T>(why: impl Into<String>) -> io::Result<T> {
+pub(super) fn bad<T>(why: impl Into<String>) -> io::Result<T> {
     Err(io::Error::new(io::ErrorKind::InvalidData, why.into()))
-}
-
-/// What PAX and GNU headers say of the entry behind them.
-#[derive(Default)]
-struct Extra {
-    path: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-    size: Option<u64>,
-    uid: Option<u32>,
-    gid: Option<u32>,
-    mtime: Option<(i64, u32)>,
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    sparse_major: Option<u64>,
-    sparse_name: Option<Vec<u8>>,
-    sparse_size: Option<u64>,
-    sparse_parts: Vec<u64>,
-    sparse_mapped: bool,
 }
 
 impl<R: BufRead> Reader<R> {
@@ -116,6 +100,7 @@ impl<R: BufRead> Reader<R> {
     pub fn next_entry(&mut self) -> io::Result<Option<Entry>> {
         let mut extra = Extra::default();
         let mut announced = false;
+        let mut seen = Vec::new();
         for _ in 0..MAX_ANNOUNCING {
             self.pass()?;
             let Some(block) = self.header()? else {
@@ -124,19 +109,26 @@ impl<R: BufRead> Reader<R> {
                 }
                 return Ok(None);
             };
+            if seen.contains(&block[156]) {
+                return bad("an entry has two headers of one kind before it");
+            }
+            seen.push(block[156]);
             match block[156] {
                 b'x' => {
                     let body = self.body(number(&block[124..136])?, MAX_PAX)?;
                     pax(&body, &mut extra)?;
                 }
                 b'g' => {
-                    // Global headers say nothing that a layer needs: read, checked, and passed over.
+                    // To some readers it says something of every entry behind it, to others nothing.
                     let body = self.body(number(&block[124..136])?, MAX_PAX)?;
-                    pax(&body, &mut Extra::default())?;
-                    continue;
+                    let mut global = Extra::default();
+                    pax(&body, &mut global)?;
+                    if global != Extra::default() {
+                        return bad("a global header says something of entries");
+                    }
                 }
-                b'L' => extra.path = Some(self.long_name(&block)?),
-                b'K' => extra.link = Some(self.long_name(&block)?),
+                b'L' => extra.long_path = Some(self.long_name(&block)?),
+                b'K' => extra.long_link = Some(self.long_name(&block)?),
                 _ => return self.entry(&block, extra).map(Some),
             }
             announced = true;
@@ -252,6 +244,10 @@ impl<R: BufRead> Reader<R> {
         if number(&block[148..156])? != sum {
             return bad("a header's checksum is wrong");
         }
+        // Also where they say nothing: to some readers the archive ends with a header that is none.
+        for field in [100..108, 108..116, 116..124, 124..136, 136..148, 329..337, 337..345] {
+            signed(&block[field])?;
+        }
         Ok(Some(block))
     }
 
@@ -282,9 +278,22 @@ impl<R: BufRead> Reader<R> {
         if ustar && !prefix.is_empty() {
             path = [prefix, b"/", &path].concat();
         }
-        let path = extra.sparse_name.or(extra.path).unwrap_or(path);
+        let plain = path.clone();
+        let named = extra.path.is_some() || extra.sparse_name.is_some();
+        if named && extra.long_path.is_some() || extra.link.is_some() && extra.long_link.is_some() {
+            return bad("two headers name an entry, or what it links to");
+        }
+        let sparse_named = extra.sparse_name.is_some();
+        let path = extra.sparse_name.or(extra.path).or(extra.long_path).unwrap_or(path);
         let kind = match block[156] {
-            0 | b'0' if path.ends_with(b"/") => Kind::Dir,
+            // Of the oldest archives, which have no other mark of a directory. Files by name, directories to some readers:
+            // what comes behind them would be data to some, and an entry to others.
+            0 if path.ends_with(b"/") && plain.ends_with(b"/") => Kind::Dir,
+            0 | b'0' | b'7' | b'S'
+                if path.ends_with(b"/") || block[156] == 0 && plain.ends_with(b"/") =>
+            {
+                return bad("a file's name ends in a slash");
+            }
             0 | b'0' | b'7' | b'S' => Kind::File,
             b'1' => Kind::HardLink,
             b'2' => Kind::Symlink,
@@ -316,7 +325,7 @@ impl<R: BufRead> Reader<R> {
             mtime: extra
                 .mtime
                 .map_or_else(|| Ok::<_, io::Error>((signed(&block[136..148])?, 0)), Ok)?,
-            link: extra.link.unwrap_or_else(|| text(&block[157..257]).to_vec()),
+            link: extra.link.or(extra.long_link).unwrap_or_else(|| text(&block[157..257]).to_vec()),
             device: if device {
                 (half(&block[329..337])?, half(&block[337..345])?)
             } else {
@@ -335,11 +344,25 @@ impl<R: BufRead> Reader<R> {
         if entry.link.len() > MAX_NAME || entry.link.contains(&0) {
             return bad("a link has a target that no file can have");
         }
+        if extra.sparse_major.is_some_and(|major| major > 1) {
+            return bad("a sparse file is of an unknown form");
+        }
         let pax_map = extra.sparse_mapped || !extra.sparse_parts.is_empty();
+        if extra.sparse_major == Some(1) && (pax_map || extra.sparse_early) {
+            return bad("a sparse file is of two forms");
+        }
         if entry.kind != Kind::File && (pax_map || extra.sparse_major == Some(1)) {
             return bad("an entry that is no file has a sparse map");
         }
-        let parts = if block[156] == b'S' && gnu {
+        let said = pax_map || sparse_named || extra.sparse_size.is_some();
+        let said = said || extra.sparse_early || extra.sparse_major.is_some();
+        if block[156] == b'S' && !gnu {
+            return bad("a sparse file of GNU's old form is not in GNU's format");
+        }
+        if block[156] == b'S' && said {
+            return bad("a sparse file is of two forms");
+        }
+        let parts = if block[156] == b'S' {
             entry.size = number(&block[483..495])?;
             Some(self.old_sparse(block)?)
         } else if extra.sparse_major == Some(1) {
@@ -353,6 +376,8 @@ impl<R: BufRead> Reader<R> {
         } else if pax_map {
             entry.size = extra.sparse_size.unwrap_or(entry.size);
             Some(pairs(&extra.sparse_parts)?)
+        } else if said {
+            return bad("what is said of a sparse file is said of a file that is none");
         } else {
             None
         };
@@ -452,154 +477,9 @@ fn pairs(numbers: &[u64]) -> io::Result<Vec<(u64, u64)>> {
     Ok(pairs.iter().map(|[offset, length]| (*offset, *length)).collect())
 }
 
-/// A field up to its NUL.
-fn text(field: &[u8]) -> &[u8] {
-    &field[..field.iter().position(|b| *b == 0).unwrap_or(field.len())]
-}
-
-/// A number: octal digits, or base 256 where the first bit is set.
-fn number(field: &[u8]) -> io::Result<u64> {
-    u64::try_from(signed(field)?).or_else(|_| bad("a number is negative that may not be"))
-}
-
-fn signed(field: &[u8]) -> io::Result<i64> {
-    if field.first().is_some_and(|b| b & 0x80 != 0) {
-        let negative = field[0] & 0x40 != 0;
-        let mut value: i128 = if negative { -1 } else { 0 };
-        for (at, byte) in field.iter().enumerate() {
-            let byte = if at == 0 && !negative { byte & 0x7f } else { *byte };
-            value = (value << 8) | i128::from(byte);
-        }
-        return i64::try_from(value).or_else(|_| bad("a number is larger than 64 bits"));
-    }
-    let digits = text(field).trim_ascii();
-    let mut value: i64 = 0;
-    for digit in digits {
-        if !(b'0'..=b'7').contains(digit) {
-            return bad("a number has digits that are not octal");
-        }
-        value = value.checked_mul(8).map_or_else(|| bad("a number is larger than 64 bits"), Ok)?
-            + i64::from(digit - b'0');
-    }
-    Ok(value)
-}
-
-fn decimal(text: &[u8]) -> io::Result<u64> {
-    let good = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-    let value = std::str::from_utf8(text).ok().filter(|_| good).and_then(|text| text.parse().ok());
-    value.map_or_else(|| bad("a number of a PAX header is none"), Ok)
-}
-
-/// Seconds with a fraction; before 1970 the fraction still counts forwards.
-fn time(text: &[u8]) -> io::Result<(i64, u32)> {
-    let (negative, rest) = match text.strip_prefix(b"-") {
-        Some(rest) => (true, rest),
-        None => (false, text),
-    };
-    let mut halves = rest.splitn(2, |b| *b == b'.');
-    let seconds = i64::try_from(decimal(halves.next().unwrap_or(b""))?)
-        .or_else(|_| bad("a time is out of range"))?;
-    let mut nanoseconds = 0;
-    if let Some(fraction) = halves.next() {
-        let mut digits = [b'0'; 9];
-        let kept = fraction.len().min(9);
-        digits[..kept].copy_from_slice(&fraction[..kept]);
-        nanoseconds = u32::try_from(decimal(&digits)?).unwrap_or(0);
-    }
-    Ok(match (negative, nanoseconds) {
-        (false, nanoseconds) => (seconds, nanoseconds),
-        (true, 0) => (-seconds, 0),
-        (true, nanoseconds) => (-seconds - 1, 1_000_000_000 - nanoseconds),
-    })
-}
-
-/// The records of a PAX header: `LENGTH KEY=VALUE\n`.
-fn pax(mut body: &[u8], extra: &mut Extra) -> io::Result<()> {
-    while !body.is_empty() {
-        let Some(space) = body.iter().position(|b| *b == b' ') else {
-            return bad("a PAX record has no length");
-        };
-        let length = usize::try_from(decimal(&body[..space])?).unwrap_or(usize::MAX);
-        let Some(record) = body.get(space + 1..length) else { return bad("a PAX record is cut") };
-        body = &body[length..];
-        let Some((b'\n', record)) = record.split_last() else {
-            return bad("a PAX record does not end where it says");
-        };
-        let Some(equals) = record.iter().position(|b| *b == b'=') else {
-            return bad("a PAX record has no value");
-        };
-        let (key, value) = (&record[..equals], &record[equals + 1..]);
-        let id = |value| {
-            u32::try_from(decimal(value)?).or_else(|_| bad("an owner's id is larger than 32 bits"))
-        };
-        match key {
-            b"path" => extra.path = Some(value.to_vec()),
-            b"linkpath" => extra.link = Some(value.to_vec()),
-            b"size" => extra.size = Some(decimal(value)?),
-            b"uid" => extra.uid = Some(id(value)?),
-            b"gid" => extra.gid = Some(id(value)?),
-            b"mtime" => extra.mtime = Some(time(value)?),
-            b"GNU.sparse.major" => extra.sparse_major = Some(decimal(value)?),
-            b"GNU.sparse.name" => extra.sparse_name = Some(value.to_vec()),
-            b"GNU.sparse.realsize" | b"GNU.sparse.size" => {
-                extra.sparse_size = Some(decimal(value)?)
-            }
-            b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => {
-                extra.sparse_parts.push(decimal(value)?)
-            }
-            b"GNU.sparse.map" => {
-                extra.sparse_mapped = true;
-                for number in value.split(|b| *b == b',').filter(|number| !number.is_empty()) {
-                    extra.sparse_parts.push(decimal(number)?);
-                }
-            }
-            _ => {
-                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                    if name.is_empty() || name.len() > 255 || name.contains(&0) {
-                        return bad("an extended attribute has a name that none can have");
-                    }
-                    extra.xattrs.retain(|(known, _)| known != name);
-                    extra.xattrs.push((name.to_vec(), value.to_vec()));
-                }
-            }
-        }
-        if extra.sparse_parts.len() > MAX_PARTS * 2 {
-            return bad("a sparse file has too many parts");
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_and_numbers_are_read_as_every_writer_writes_them() {
-        let times: [(&[u8], (i64, u32)); 5] = [
-            (b"1", (1, 0)),
-            (b"1.5", (1, 500_000_000)),
-            (b"1.1234567891", (1, 123_456_789)),
-            (b"-86400", (-86400, 0)),
-            (b"-1.25", (-2, 750_000_000)),
-        ];
-        for (text, want) in times {
-            assert_eq!(time(text).expect("a time"), want, "{text:?}");
-        }
-        let numbers: [(&[u8], i64); 5] = [
-            (b"0000644\0", 0o644),
-            (b"   644 \0", 0o644),
-            (b"\0\0\0\0", 0),
-            (b"\x80\0\0\0\0\0\0\0\0\0\x01\x02", 258),
-            (b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe", -2),
-        ];
-        for (field, want) in numbers {
-            assert_eq!(signed(field).expect("a number"), want, "{field:?}");
-        }
-        for field in [b"8\0".as_slice(), b"x", b"-1", b"77777777777777777777777777"] {
-            assert!(signed(field).is_err(), "{field:?}");
-        }
-    }
 
     proptest::proptest! {
         #[test]
