@@ -72,6 +72,14 @@ ctr run --snapshotter strata --snapshotter-label containerd.io/snapshot/strata.i
 for _ in $(seq 100); do says 1 ctr task exec --exec-id look-$RANDOM small cat /code && break; sleep 0.1; done
 says 1 ctr task exec --exec-id code small cat /code || { cat "$D/out" "$D/err"; fail "20 MiB fit into 8"; }
 [ "$(metric 'strata_mounts_total{by="union"}')" -gt 0 ] || fail "no union"
+# Its server's counters are the snapshotter's, also of one that starts later; its usage is what it counts itself.
+says '' ctr task exec --exec-id copy small sh -c 'echo more >>/etc/passwd' || fail "the container writes nothing"
+counted() {
+  [ "$(metric strata_limit_hits_total)" -gt 0 ] && [ "$(metric strata_copy_ups_total)" -ge 2 ] &&
+    [ "$(metric strata_copy_up_bytes_total)" -gt 0 ] && [ "$(metric strata_unions)" = 1 ]
+}
+counted || { grep -E 'copy_up|limit|unions' "$D/metrics"; fail "the union's copy-ups and its limit are not counted"; }
+says '8.0 KiB' ctr snapshots --snapshotter strata usage small || { cat "$D/err"; ctr snapshots --snapshotter strata usage small; fail "the usage is not the union's own"; }
 
 ctr run --snapshotter strata -d "$name" two sh -c 'echo kept >/kept; sleep 600'
 for _ in $(seq 50); do says kept ctr task exec --exec-id look two cat /kept && break; sleep 0.1; done
@@ -84,6 +92,8 @@ snapshotter --content "$D/containerd/io.containerd.content.v1.content"
 for _ in $(seq 100); do says two ctr snapshots --snapshotter strata ls && break; sleep 0.2; done
 says two ctr snapshots --snapshotter strata ls || { cat "$D/err" "$D/snapshotter.log"; fail "the snapshot is lost"; }
 says two ctr snapshots --snapshotter strata usage two || fail "no usage"
+for _ in $(seq 50); do counted && break; sleep 0.1; done
+counted || { grep -E 'copy_up|limit|unions' "$D/metrics"; fail "the new snapshotter does not count the union that is there"; }
 says more ctr task exec --exec-id third two cat /more || fail "the container lost what it wrote"
 # What changed, as a blob of containerd's.
 pairs=two:kept

@@ -53,6 +53,8 @@ pub struct Options {
     pub inodes: Option<u64>,
     /// What becomes of the rest of a big file that is written to.
     pub partial: Partial,
+    /// A file in which others can read what is counted (`counters=FILE`).
+    pub counters: Option<PathBuf>,
     /// Only the user who mounts may enter.
     pub private: bool,
     /// The source shown in /proc/mounts.
@@ -218,6 +220,9 @@ impl Parsed {
             }
             "nr_inodes" => {
                 options.inodes = Some(size(text).ok_or_else(|| wrong("a count, as 100k"))?);
+            }
+            "counters" => {
+                options.counters = Some(value.map(unescape).ok_or_else(|| wrong("a file"))?);
             }
             "partial" => {
                 options.partial = match text {

@@ -68,6 +68,10 @@ pub fn mount(options: &Options, mountpoint: &Path) -> Result<Mounted, Error> {
         Some(_) => union.keep_owners(Owners::Containers)?,
         None => union,
     };
+    let union = match &options.counters {
+        Some(file) => union.count_in(file)?,
+        None => union,
+    };
     // The kernel would take set-user-ID from the file that it writes itself, and not from the attribute.
     let keeps_owners = union.keeps_owners();
     let read_only = options.read_only || union.is_read_only();

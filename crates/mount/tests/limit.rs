@@ -107,3 +107,33 @@ fn inodes_are_counted_too() {
     File::create(scene.path("f")).unwrap();
     assert!(refused(&File::create(scene.path("g")).unwrap_err()));
 }
+
+#[test]
+fn what_is_counted_is_read_while_it_serves_and_goes_on_at_the_next_mount() {
+    let outside = tempfile::tempdir().unwrap();
+    let file = outside.path().join("counters");
+    let options = format!("size=8m,partial=off,counters={}", file.display());
+    let Some(mut scene) = Scene::with(&options, |lower| {
+        fs::write(lower.join("one"), vec![1; 1 << 20]).unwrap();
+        fs::write(lower.join("two"), vec![1; 100]).unwrap();
+    }) else {
+        return;
+    };
+    let counted = || union::Counted::read(&file).unwrap().unwrap();
+    let none = union::Counted { used: Some((0, 0)), ..Default::default() };
+    assert_eq!(counted(), none);
+    OpenOptions::new().append(true).open(scene.path("one")).unwrap().write_all(b"more").unwrap();
+    let after = counted();
+    assert_eq!((after.copy_ups, after.copied_bytes, after.refused), (1, 1 << 20, 0));
+    assert_eq!(after.used, Some(((1 << 20) + 4096, 1)));
+    assert_eq!(fill(&scene, "full"), 7 * MIB - 4096);
+    assert!(counted().refused > 0);
+    assert_eq!(counted().used, Some((8 * MIB, 2)));
+    fs::remove_file(scene.path("full")).unwrap();
+    let before = counted();
+    scene.remount();
+    // The copy-ups of before, and what is used as it is.
+    assert_eq!(counted(), before);
+    OpenOptions::new().append(true).open(scene.path("two")).unwrap().write_all(b"x").unwrap();
+    assert_eq!((counted().copy_ups, counted().copied_bytes), (2, (1 << 20) + 4096));
+}

@@ -1,7 +1,7 @@
 //! containerd's proxy snapshotter and differ: their gRPC calls, over the snapshots and layers of the store.
 //!
 //! Reading order: [`filter`] (what a listing asks for), `labels` and `mounts` (how a snapshot is mounted), `service`
-//! (snapshots), [`content`] and `diff` (layers are unpacked and made), [`metrics`], `health`.
+//! (snapshots), [`content`] and `diff` (layers are unpacked and made), [`metrics`] with `unions`, `health`.
 //!
 //! Asynchronous only as far as gRPC needs it: whatever touches the disk runs on a thread that may wait.
 
@@ -13,6 +13,7 @@ mod labels;
 pub mod metrics;
 mod mounts;
 mod service;
+mod unions;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -88,6 +89,7 @@ pub async fn serve(
     let content = Content { dir: engine.content.clone(), channel };
     let snapshots = service::Service::new(Arc::clone(&store), Arc::clone(&metrics));
     snapshots.sweep();
+    snapshots.recall();
     let diff = diff::Service { store: Arc::clone(&store), content, metrics };
     let from = UnixListenerStream::new(socket);
     Server::builder()

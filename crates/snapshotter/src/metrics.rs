@@ -6,9 +6,11 @@ use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::{Response, Status};
+
+use crate::unions::Unions;
 
 /// Upper ends of the classes of how long calls took, in seconds.
 const CLASSES: [f64; 9] = [0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0];
@@ -34,6 +36,7 @@ pub struct Metrics {
     /// Mounts that were handed out: by overlayfs, bind mounts among them; by the union.
     pub(crate) kernel: AtomicU64,
     pub(crate) union: AtomicU64,
+    pub(crate) unions: Unions,
 }
 
 pub(crate) fn count(counter: &AtomicU64, by: u64) {
@@ -103,7 +106,19 @@ impl Metrics {
 
     fn written(&self, to: &mut String) -> std::fmt::Result {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (unions, live) = self.unions.sum();
         let simple = [
+            ("copy_ups_total", "Files and directories that unions copied up.", unions.copy_ups),
+            (
+                "copy_up_bytes_total",
+                "Bytes of these files that were copied with them.",
+                unions.copied_bytes,
+            ),
+            (
+                "limit_hits_total",
+                "Requests that unions refused at the limit of a snapshot.",
+                unions.refused,
+            ),
             ("layers_unpacked_total", "Layers that were unpacked.", get(&self.unpacked)),
             ("layers_known_total", "Layers that were there already.", get(&self.known)),
             ("blob_bytes_total", "Bytes of blobs that were read and unpacked.", get(&self.bytes)),
@@ -116,6 +131,8 @@ impl Metrics {
         writeln!(to, "# TYPE strata_mounts_total counter")?;
         writeln!(to, "strata_mounts_total{{by=\"kernel\"}} {}", get(&self.kernel))?;
         writeln!(to, "strata_mounts_total{{by=\"union\"}} {}", get(&self.union))?;
+        writeln!(to, "# HELP strata_unions Snapshots that are shown by the union.")?;
+        writeln!(to, "# TYPE strata_unions gauge\nstrata_unions {live}")?;
         let calls = self.calls.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         writeln!(to, "# HELP strata_call_errors_total Calls that failed.")?;
         writeln!(to, "# TYPE strata_call_errors_total counter")?;
@@ -144,7 +161,7 @@ impl Metrics {
     /// # Errors
     /// Of the connection; a request of more than 8 KiB.
     pub async fn answer(
-        &self,
+        self: Arc<Self>,
         mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
     ) -> std::io::Result<()> {
         let mut request = Vec::new();
@@ -157,7 +174,9 @@ impl Metrics {
             }
         }
         let (code, body) = if request.starts_with(b"GET /metrics ") {
-            ("200 OK", self.text())
+            // Counters are in files, for which this thread is not to wait.
+            let text = tokio::task::spawn_blocking(move || self.text()).await;
+            ("200 OK", text.map_err(std::io::Error::other)?)
         } else if request.starts_with(b"GET /healthz ") {
             ("200 OK", "ok\n".to_owned())
         } else {
@@ -180,7 +199,7 @@ mod tests {
 
     #[tokio::test]
     async fn calls_are_counted_and_shown() {
-        let metrics = Metrics::default();
+        let metrics = Arc::new(Metrics::default());
         let ok = async { Ok(Response::new(())) };
         metrics.of("prepare", "k", ok).await.unwrap();
         let absent = async { Err::<Response<()>, _>(Status::not_found("no")) };
@@ -198,6 +217,8 @@ mod tests {
             "strata_call_errors_total{call=\"stat\",code=\"internal\"} 1",
             "strata_call_seconds_bucket{call=\"prepare\",le=\"+Inf\"} 1",
             "strata_mounts_total{by=\"union\"} 2",
+            "strata_copy_ups_total 0",
+            "strata_unions 0",
         ] {
             assert!(text.lines().any(|is| is == line), "{line} is not in {text}");
         }

@@ -43,6 +43,7 @@ pub(crate) fn of(stack: &Stack, user: bool) -> Result<Vec<Mount>, String> {
         options.extend(wanted.inodes.as_ref().map(|count| format!("nr_inodes={count}")));
         // Whoever reads the upper layer once it is unmounted expects whole files.
         options.push(format!("partial={}", if wanted.partial { "complete" } else { "off" }));
+        options.push(format!("counters={}", text(&counters(stack))));
         for (name, range) in [("uidmapping", wanted.uids), ("gidmapping", wanted.gids)] {
             options.extend(range.map(|r| format!("{name}={}:{}:{}", r.inside, r.outside, r.count)));
         }
@@ -64,6 +65,11 @@ pub(crate) fn of(stack: &Stack, user: bool) -> Result<Vec<Mount>, String> {
     let (r#type, source) = if union { (UNION, "strata") } else { ("overlay", "overlay") };
     let (r#type, source) = (r#type.to_owned(), source.to_owned());
     Ok(vec![Mount { r#type, source, options, ..Mount::default() }])
+}
+
+/// Where the union of a snapshot counts.
+pub(crate) fn counters(stack: &Stack) -> PathBuf {
+    stack.work.with_file_name("counters")
 }
 
 /// What containerd maps the lower layers by.
@@ -148,7 +154,7 @@ mod tests {
             ),
             (
                 stack(Kind::Active, &["/s/1/fs"], &[("strata.io/size", "2G"), ids]),
-                "fuse3.strata strata size=2g,partial=off,uidmapping=0:100000:65536,workdir=/s/9/work,upperdir=/s/9/fs,lowerdir=/s/1/fs",
+                "fuse3.strata strata size=2g,partial=off,counters=/s/9/counters,uidmapping=0:100000:65536,workdir=/s/9/work,upperdir=/s/9/fs,lowerdir=/s/1/fs",
             ),
             (stack(Kind::View, &["/s/1/fs"], &[("strata.io/size", "2G")]), "bind /s/1/fs ro,rbind"),
         ];

@@ -70,6 +70,43 @@ impl Service {
         });
     }
 
+    /// Takes the counters of unions that were there before the snapshotter into its own.
+    pub fn recall(&self) {
+        let (store, metrics) = (Arc::clone(&self.store), Arc::clone(&self.metrics));
+        tokio::task::spawn_blocking(move || {
+            let found = store.snapshots().unwrap_or_else(|error| {
+                tracing::warn!(%error, "unions that are there are not counted");
+                Vec::new()
+            });
+            let active = found.into_iter().filter(|snapshot| snapshot.kind == Kind::Active);
+            for snapshot in active {
+                let union = Wanted::of(&snapshot.labels).is_ok_and(|wanted| wanted.needs_union());
+                if union && let Ok(stack) = store.snapshot_stack(&snapshot.name) {
+                    metrics.unions.watch(mounts::counters(&stack));
+                }
+            }
+        });
+    }
+
+    /// Does what ends a snapshot's being written to, and keeps what its union has counted.
+    async fn end(
+        &self,
+        key: String,
+        act: impl FnOnce(&Store) -> store::Result<()> + Send + 'static,
+    ) -> Result<(), Status> {
+        let metrics = Arc::clone(&self.metrics);
+        self.with(move |store| {
+            let stack =
+                if metrics.unions.is_empty() { None } else { store.snapshot_stack(&key).ok() };
+            let counters = stack.map(|stack| mounts::counters(&stack));
+            counters.iter().for_each(|counters| metrics.unions.look(counters));
+            act(store)?;
+            counters.iter().for_each(|counters| metrics.unions.forget(counters));
+            Ok(())
+        })
+        .await
+    }
+
     /// Runs what waits for the disk where it holds up nobody.
     async fn with<T: Send + 'static>(
         &self,
@@ -117,8 +154,23 @@ impl Service {
         let mounts = mounts::of(stack, user).map_err(Status::invalid_argument)?;
         let union = mounts.iter().any(|mount| mount.r#type.starts_with("fuse"));
         count(if union { &self.metrics.union } else { &self.metrics.kernel }, 1);
+        if union {
+            self.metrics.unions.watch(mounts::counters(stack));
+        }
         Ok(mounts)
     }
+}
+
+/// Bytes and inodes of a snapshot: where a union counts them, by that, and by a walk otherwise.
+fn usage(store: &Store, key: &str) -> store::Result<(u64, u64)> {
+    // A committed one has no counters, and an absent one is told by the walk.
+    if let Ok(stack) = store.snapshot_stack(key)
+        && let Some(counted) = union::Counted::read(&mounts::counters(&stack)).unwrap_or_default()
+        && let Some(used) = counted.used
+    {
+        return Ok(used);
+    }
+    store.snapshot_usage(key)
 }
 
 fn is_user(store: &Store) -> bool {
@@ -202,7 +254,7 @@ impl Service {
     async fn on_commit(&self, request: Request<CommitSnapshotRequest>) -> Answer<()> {
         let r = request.into_inner();
         let labels = checked(r.labels)?;
-        self.with(move |store| {
+        self.end(r.key.clone(), move |store| {
             let parent = Some(r.parent.as_str()).filter(|parent| !parent.is_empty());
             store.commit_snapshot(&r.key, &r.name, parent, &labels)
         })
@@ -212,7 +264,7 @@ impl Service {
 
     async fn on_remove(&self, request: Request<RemoveSnapshotRequest>) -> Answer<()> {
         let key = request.into_inner().key;
-        self.with(move |store| store.remove_snapshot(&key)).await?;
+        self.end(key.clone(), move |store| store.remove_snapshot(&key)).await?;
         self.sweep();
         Ok(Response::new(()))
     }
@@ -261,7 +313,7 @@ impl Service {
 
     async fn on_usage(&self, request: Request<UsageRequest>) -> Answer<UsageResponse> {
         let key = request.into_inner().key;
-        let (size, inodes) = self.with(move |store| store.snapshot_usage(&key)).await?;
+        let (size, inodes) = self.with(move |store| usage(store, &key)).await?;
         let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         Ok(Response::new(UsageResponse { size: signed(size), inodes: signed(inodes) }))
     }

@@ -2,11 +2,12 @@
 //!
 //! Reading order: [`beneath`] (open below a root and never outside it), [`copy`] (data from one
 //! file to another by the cheapest means that the file system has), [`cut`] (the power, for tests), [`memory`], [`signal`] (being asked to
-//! end), [`namespace`], [`detached`] (mounts that nobody else sees), [`seccomp`], [`error`].
+//! end), [`counters`] (that others read), [`namespace`], [`detached`] (mounts that nobody else sees), [`seccomp`], [`error`].
 
 pub mod beneath;
 pub mod control;
 pub mod copy;
+pub mod counters;
 pub mod cut;
 pub mod detached;
 pub mod error;

@@ -19,6 +19,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use crate::counts::Word;
 use crate::error::{Error, Result, Step};
 use crate::index::Indexed;
 use crate::node::{Node, NodeId, Rest};
@@ -114,6 +115,11 @@ impl Union {
             }
         }
         published?;
+        self.counts.add(Word::CopyUps, 1);
+        // Of a partial file chunks are copied as they are written.
+        if node.partial().is_none() && data == Data::All {
+            self.counts.add(Word::CopiedBytes, held_by(&stat));
+        }
         self.link_up_known(node)
     }
 

@@ -2,12 +2,13 @@
 //!
 //! Reading order: [`resolve`] (pure: what layers say, folded), `place` and `node` (what is known of what
 //! somebody holds), `dirs`, `stack` and `find` (find names and inodes), `attr`, `dir` and `file` (what is shown),
-//! `upper`, `copy_up`, `unsynced`, `partial`, `complete`, `below`, `origin`, `index` and `owners` (how the upper layer gets it), `create`, `in_place`, `remove`, `rename`, `xattr`, `flags`.
+//! `upper`, `copy_up`, `unsynced`, `partial`, `complete`, `below`, `origin`, `index` and `owners` (how the upper layer gets it), `create`, `in_place`, `remove`, `rename`, `xattr`, `flags`, `counts`.
 
 mod attr;
 mod below;
 mod complete;
 mod copy_up;
+mod counts;
 mod create;
 mod dir;
 mod dirs;
@@ -33,6 +34,7 @@ mod upper;
 mod xattr;
 
 pub use attr::{Attr, NewTime, SetAttr, Time};
+pub use counts::Counted;
 pub use create::Caller;
 pub use dir::{DirEntry, OpenDir};
 pub use error::{Error, Result, Step};

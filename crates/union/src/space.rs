@@ -7,6 +7,7 @@
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use layer::WANTED;
@@ -14,6 +15,7 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Dir, FileType, SeekFrom, StatVfs, Statx, fstat, seek, statx};
 use rustix::io::Errno;
 
+use crate::counts::{Counts, Word};
 use crate::node::NodeId;
 use crate::upper::DIRECTORY;
 
@@ -32,8 +34,8 @@ pub struct Limits {
 #[derive(Debug)]
 pub(crate) struct Space {
     limits: Limits,
-    bytes: AtomicU64,
-    inodes: AtomicU64,
+    /// What is used is among them.
+    counts: Arc<Counts>,
     /// Nodes without a name whose data goes when they are closed.
     going: Mutex<HashSet<NodeId>>,
 }
@@ -61,43 +63,64 @@ pub(crate) fn held_by_fd(fd: &OwnedFd) -> Result<u64, Errno> {
 
 impl Space {
     /// Counts what the upper layer behind `root` holds, and files that only the index has.
-    pub fn count(limits: Limits, root: &OwnedFd, index: Option<&OwnedFd>) -> Result<Self, Errno> {
+    pub fn count(
+        limits: Limits,
+        root: &OwnedFd,
+        index: Option<&OwnedFd>,
+        counts: Arc<Counts>,
+    ) -> Result<Self, Errno> {
         let mut used = Used { bytes: 0, inodes: 0, seen: HashSet::new() };
         used.dir(root)?;
         if let Some(index) = index {
             used.dir(index)?;
         }
-        Ok(Self {
-            limits,
-            bytes: AtomicU64::new(used.bytes),
-            inodes: AtomicU64::new(used.inodes),
-            going: Mutex::default(),
-        })
+        counts.get(Word::Bytes).store(used.bytes, Ordering::Release);
+        counts.get(Word::Inodes).store(used.inodes, Ordering::Release);
+        counts.get(Word::HasLimit).store(1, Ordering::Release);
+        Ok(Self { limits, counts, going: Mutex::default() })
+    }
+
+    /// Goes on in other counters, which have what is used.
+    pub fn count_in(&mut self, counts: Arc<Counts>) {
+        self.counts = counts;
+    }
+
+    fn bytes(&self) -> &AtomicU64 {
+        self.counts.get(Word::Bytes)
+    }
+
+    fn inodes(&self) -> &AtomicU64 {
+        self.counts.get(Word::Inodes)
+    }
+
+    /// Somebody hears that there is no room.
+    fn refuse(&self, _: &Errno) {
+        self.counts.add(Word::Refused, 1);
     }
 
     /// Takes bytes, or says ENOSPC.
     pub fn take(&self, bytes: u64) -> Result<(), Errno> {
-        take(&self.bytes, bytes, self.limits.bytes)
+        take(self.bytes(), bytes, self.limits.bytes).inspect_err(|e| self.refuse(e))
     }
 
     pub fn give(&self, bytes: u64) {
-        give(&self.bytes, bytes);
+        give(self.bytes(), bytes);
     }
 
     /// Takes an inode, or says ENOSPC.
     pub fn take_inode(&self) -> Result<(), Errno> {
-        take(&self.inodes, 1, self.limits.inodes)
+        take(self.inodes(), 1, self.limits.inodes).inspect_err(|e| self.refuse(e))
     }
 
     pub fn give_inode(&self) {
-        give(&self.inodes, 1);
+        give(self.inodes(), 1);
     }
 
     /// Takes what a write of `len` bytes at `offset` adds, for as much of it as there is room for:
     /// that length, and the bytes taken.
     pub fn take_write(&self, fd: &OwnedFd, offset: u64, len: u64) -> Result<(u64, u64), Errno> {
         let added = added(fd, offset, len)?;
-        if self.take(added).is_ok() {
+        if take(self.bytes(), added, self.limits.bytes).is_ok() {
             return Ok((len, added));
         }
         // As a full disk does: what fits is written, and the next write hears of the end.
@@ -105,9 +128,10 @@ impl Space {
             .limits
             .bytes
             .unwrap_or(u64::MAX)
-            .saturating_sub(self.bytes.load(Ordering::Acquire));
+            .saturating_sub(self.bytes().load(Ordering::Acquire));
         let fits = self.fitting(fd, offset, len, room / BLOCK * BLOCK)?;
         if fits == 0 {
+            self.refuse(&Errno::NOSPC);
             return Err(Errno::NOSPC);
         }
         let added = self::added(fd, offset, fits)?;
@@ -158,13 +182,13 @@ impl Space {
     pub fn shown(&self, mut stat: StatVfs) -> StatVfs {
         let unit = stat.f_frsize.max(1);
         if let Some(limit) = self.limits.bytes {
-            let free = limit.saturating_sub(self.bytes.load(Ordering::Acquire)) / unit;
+            let free = limit.saturating_sub(self.bytes().load(Ordering::Acquire)) / unit;
             stat.f_blocks = limit / unit;
             stat.f_bfree = free.min(stat.f_bfree);
             stat.f_bavail = free.min(stat.f_bavail);
         }
         if let Some(limit) = self.limits.inodes {
-            let free = limit.saturating_sub(self.inodes.load(Ordering::Acquire));
+            let free = limit.saturating_sub(self.inodes().load(Ordering::Acquire));
             stat.f_files = limit;
             stat.f_ffree = free.min(stat.f_ffree);
             stat.f_favail = free.min(stat.f_favail);
@@ -293,7 +317,7 @@ mod tests {
         file.write_all_at(&[1; 100], 0).expect("a write");
         let root = OwnedFd::from(File::open(temp.path()).expect("the directory"));
         let limits = Limits { bytes: Some(3 * BLOCK), inodes: Some(2) };
-        let space = Space::count(limits, &root, None).expect("a count");
+        let space = Space::count(limits, &root, None, Arc::default()).expect("a count");
         let fd = OwnedFd::from(file);
         assert_eq!(space.take_write(&fd, 100, 100 * BLOCK), Ok((3 * BLOCK - 100, 2 * BLOCK)));
         assert_eq!(space.take_write(&fd, 3 * BLOCK, 1), Err(Errno::NOSPC));

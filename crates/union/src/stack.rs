@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use crate::attr::Attr;
 use crate::complete;
+use crate::counts::Counts;
 use crate::dirs::{DirCache, LayerDir};
 use crate::error::{Error, Result, Step, call, refused};
 use crate::find::Name;
@@ -61,6 +62,7 @@ pub struct Union {
     pub(crate) namespace: Namespace,
     /// Where there is a limit.
     pub(crate) space: Option<Space>,
+    pub(crate) counts: Arc<Counts>,
     pub(crate) table: Table,
     /// Held by the one rename of a directory that is under way.
     pub(crate) moving: Mutex<()>,
@@ -142,10 +144,11 @@ impl Union {
         });
         let partials = partials.transpose()?;
         let has_owners = layers.iter().any(|layer| layer.owners().is_some());
+        let counts = Arc::new(Counts::default());
         let space = limited.then(|| {
             let fd = layers[0].open_dir(root)?;
             let index = upper.as_ref().and_then(|upper| upper.index.as_ref());
-            Space::count(config.limits, &fd, index.map(|index| &*index.dir))
+            Space::count(config.limits, &fd, index.map(|index| &*index.dir), Arc::clone(&counts))
                 .map_err(|e| call(layers[0].path(), Step::Claim, "statx", e))
         });
         let space = space.transpose()?;
@@ -163,6 +166,7 @@ impl Union {
             has_owners,
             namespace,
             space,
+            counts,
             table,
             moving: Mutex::default(),
             moves: AtomicU64::new(0),
