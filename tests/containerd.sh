@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# tests/containerd.sh [trixie]: the containerd that is installed, or that of Debian trixie, which takes a differ as well.
+# tests/containerd.sh [trixie|forky]: the containerd that is installed, or that of Debian trixie or forky, which take a differ
+# as well; that of forky (2.x) pulls and unpacks by its transfer service.
 # containerd with Strata as its snapshotter: real images unpacked, their trees compared with those of containerd's own
 # overlayfs snapshotter, containers run, the snapshotter killed in between, everything removed and nothing left. What one
 # of containerd and the command line has brought, the other has; the union is there for snapshots that ask for it.
@@ -65,6 +66,28 @@ ctr run --snapshotter strata --rm "$name" one echo "hello from a container" >"$D
 }
 grep -q "hello from a container" "$D/out"
 echo "ctr run: $(cat "$D/out")"
+
+# Users of a container are others of the machine: from 2.0 on the layers are mapped as they are mounted, and none is copied.
+if [ -n "$differ" ]; then
+  ctr run --snapshotter strata --remap-labels --uidmap 0:100000:65536 --gidmap 0:200000:65536 -d "$name" mapped \
+    sh -c 'echo new >/new; echo more >>/etc/passwd; sleep 600' || fail "no container with users of its own"
+  for _ in $(seq 100); do says more ctr task exec --exec-id "look-$RANDOM" mapped grep more /etc/passwd && break; sleep 0.1; done
+  ctr task exec --exec-id owners mapped stat -c '%u:%g %n' /bin/busybox /etc/passwd /new >"$D/out" || fail "no owners"
+  [ "$(cut -d' ' -f1 "$D/out" | tr '\n' ' ')" = '0:0 0:0 0:0 ' ] || { cat "$D/out"; fail "the layers are not mapped"; }
+  upper=$(find "$store"/snapshots/*/fs -maxdepth 1 -name new)
+  [ "$(stat -c %u:%g "$upper" "${upper%/new}/etc/passwd" | tr '\n' ' ')" = '100000:200000 100000:200000 ' ] || fail "what is written is not the machine's users'"
+  [ "$(find "$store"/layers/*/fs -uid 100000 | wc -l)" = 0 ] || fail "files of a layer were given away"
+  # (1.7 can't mount what is mapped, and copies the image.)
+  [ "$differ" = trixie ] || [ "$(find "$store"/snapshots/*/fs -name busybox | wc -l)" = 0 ] || fail "the image was copied"
+  ctr snapshots --snapshotter strata diff --keep mapped >"$D/diff.tar.gz" || fail "no diff of mapped layers"
+  tar -tzf "$D/diff.tar.gz" >"$D/names"
+  grep -qx new "$D/names" || { cat "$D/names"; fail "the diff of mapped layers lacks what was written"; }
+  ctr task kill -s SIGKILL mapped
+  for _ in $(seq 50); do says 'mapped.*STOPPED' ctr task ls && break; sleep 0.1; done
+  ctr task rm mapped >/dev/null 2>&1
+  ctr container rm mapped
+  echo "a container whose root is another user, over mapped layers"
+fi
 
 # By label, the union: its size limit is exact, and its server is nobody's but the mount's.
 ctr run --snapshotter strata --snapshotter-label containerd.io/snapshot/strata.io/size=8M -d "$name" small \

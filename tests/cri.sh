@@ -1,12 +1,22 @@
 #!/usr/bin/env bash
-# tests/cri.sh [trixie]: the calls that kubelet makes, to containerd with Strata as the snapshotter of its CRI: a pod whose
+# tests/cri.sh [trixie|forky]: the calls that kubelet makes, to containerd with Strata as the snapshotter of its CRI: a pod whose
 # container runs, is looked at and goes; images that the command line has are not fetched layer by layer again.
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/engine-lib.sh"
 images busybox:1 nginx:1 pause:1
 /usr/bin/python3 -c 'import grpc' 2>/dev/null || skip "python3-grpcio is not installed (tests/tools.sh installs it)"
 host=127.0.0.1:$((20000 + $$ % 10000))
-cri=$(cat <<EOF
+if [ "${1:-}" = forky ]; then
+  # The rest is what strata install --kubernetes writes.
+  cri=$(cat <<EOF
+[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "$host/pause:1"
+[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
+EOF
+)
+else
+  cri=$(cat <<EOF
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "$host/pause:1"
   restrict_oom_score_adj = true
@@ -15,6 +25,7 @@ cri=$(cat <<EOF
     disable_snapshot_annotations = false
 EOF
 )
+fi
 engine "$@"
 namespaces=k8s.io
 CONTAINERD_NAMESPACE=k8s.io

@@ -1,20 +1,17 @@
 # What the tests of containerd and its clients share: a containerd with Strata as its snapshotter, and a registry, on a
 # file system of their own. Source it behind lib.sh, then call engine.
 
-# engine [trixie]: sets up the containerd that is installed, or that of Debian trixie, which takes a differ as well;
-# $cri is what its configuration says of CRI, which it has not otherwise.
+# engine [trixie|forky]: sets up the containerd that is installed (1.6), or that of Debian trixie (1.7) or forky (2.1), which
+# take a differ as well; $cri is what its configuration says of CRI, which it has not otherwise.
 engine() {
   need containerd ctr runc skopeo python3 jq curl mount.fuse3 docker-registry
-  differ=
-  if [ "${1:-}" = trixie ]; then
-    [ -x "$CACHE/trixie/usr/bin/containerd" ] || skip "Debian trixie's containerd is not there (tests/tools.sh extracts it)"
-    differ=yes
-  fi
+  differ=${1:-}
+  [ -z "$differ" ] || [ -x "$CACHE/$differ/usr/bin/containerd" ] || skip "Debian $differ's containerd is not there (tests/tools.sh extracts it)"
   scratch ext4 8G
   mkdir "$D/bin"
   if [ -n "$differ" ]; then
     for program in bin/containerd bin/ctr bin/containerd-shim-runc-v2 sbin/dockerd bin/docker; do
-      ln -s "$CACHE/trixie/usr/$program" "$D/bin/"
+      [ ! -e "$CACHE/$differ/usr/$program" ] || ln -s "$CACHE/$differ/usr/$program" "$D/bin/"
     done
     PATH=$D/bin:$PATH
   fi
@@ -26,6 +23,10 @@ engine() {
   address=$D/containerd.sock
   host=127.0.0.1:$((20000 + $$ % 10000))
   export CONTAINERD_ADDRESS=$address CONTAINERD_NAMESPACE=strata-$$
+  if [ "$differ" = forky ]; then
+    engine_2
+    return
+  fi
   local disabled='"io.containerd.snapshotter.v1.devmapper", "io.containerd.internal.v1.opt"'
   [ -n "${cri:-}" ] || disabled="\"io.containerd.grpc.v1.cri\", $disabled"
   cat >"$D/config.toml" <<EOF
@@ -48,6 +49,26 @@ EOF
 [plugins."io.containerd.service.v1.diff-service"]
   default = ["strata-diff", "walking"]
 EOF
+}
+
+# Version 2 is configured as people have it done, by strata install: the transfer service unpacks by Strata as well.
+engine_2() {
+  mkdir -p "$D/etc-root/etc/containerd"
+  local disabled='"io.containerd.snapshotter.v1.devmapper"'
+  [ -n "${cri:-}" ] || disabled="\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\", $disabled"
+  cat >"$D/etc-root/etc/containerd/config.toml" <<EOF
+version = 3
+root = "$D/containerd"
+state = "$D/state"
+disabled_plugins = [$disabled]
+[grpc]
+  address = "$address"
+${cri:-}
+EOF
+  "$STRATA" install containerd ${cri:+--kubernetes} --prefix "$D/etc-root" --engine-version "$(containerd --version | grep -o '[0-9]*\.[0-9]*\.[0-9]*' | head -n 1)" \
+    --address "$socket" --store "$store" --yes >"$D/plan" 2>&1 || { cat "$D/plan"; fail "no configuration for containerd 2"; }
+  grep -q 'transfer' "$D/plan" || { cat "$D/plan"; fail "the transfer service is not told of Strata"; }
+  cp "$D/etc-root/etc/containerd/config.toml" "$D/config.toml"
 }
 
 # says PATTERN COMMAND…: whether its output has it.

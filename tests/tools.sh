@@ -40,6 +40,12 @@ if [ ! -x "$cache/trixie/usr/sbin/dockerd" ]; then
   again mmdebstrap -q --variant=extract --include=containerd,docker.io,docker-cli trixie "$cache/trixie"
 fi
 
+# The containerd 2.x of the one after that. What it lists may be older than it says it is valid.
+if [ ! -x "$cache/forky/usr/bin/containerd" ]; then
+  rm -rf "$cache/forky"
+  again mmdebstrap -q --variant=extract --aptopt='Acquire::Check-Valid-Until "false"' --include=containerd forky "$cache/forky"
+fi
+
 # A package to install inside an image.
 mkdir -p "$cache/deb"
 if ! compgen -G "$cache/deb/hello_*.deb" >/dev/null; then

@@ -136,14 +136,21 @@ fn changed(r: &DiffRequest) -> Option<PathBuf> {
         return None;
     }
     match right.upper {
-        Some(upper) if right.lowers == left.lowers => Some(upper),
+        Some(upper) if same(&right.lowers, &left.lowers) => Some(upper),
         Some(_) => None,
         // A committed snapshot, viewed.
         None => {
             let (top, rest) = right.lowers.split_first()?;
-            (rest == left.lowers).then(|| top.clone())
+            same(rest, &left.lowers).then(|| top.clone())
         }
     }
+}
+
+/// Whether these are the same trees, by whatever names.
+fn same(these: &[PathBuf], those: &[PathBuf]) -> bool {
+    let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
+    these.len() == those.len()
+        && these.iter().zip(those).all(|(this, that)| this == that || real(this) == real(that))
 }
 
 /// Writes the tar of a snapshot's own tree, compressed as `kind` says.

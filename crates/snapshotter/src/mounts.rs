@@ -4,6 +4,7 @@
 //! The union is a mount of type `fuse3.strata`: whoever mounts it has mount.fuse3 run `strata`, whose server belongs to
 //! that mount and not to the snapshotter.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use store::snapshots::{Kind, Stack};
@@ -19,7 +20,10 @@ const UNION: &str = "fuse3.strata";
 /// # Errors
 /// One sentence: a label that can't be.
 pub(crate) fn of(stack: &Stack, user: bool) -> Result<Vec<Mount>, String> {
-    let wanted = Wanted::of(&stack.labels)?;
+    let mut wanted = Wanted::of(&stack.labels)?;
+    if is_given(stack, &wanted) {
+        (wanted.uids, wanted.gids) = (None, None);
+    }
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let bind = |path: &Path, writable: bool| {
         let how = if writable { "rw" } else { "ro" };
@@ -58,7 +62,9 @@ pub(crate) fn of(stack: &Stack, user: bool) -> Result<Vec<Mount>, String> {
         options.push(format!("workdir={}", text(&stack.work)));
         options.push(format!("upperdir={}", text(&stack.upper)));
     }
-    let lowers: Vec<_> = stack.lowers.iter().map(|lower| text(lower)).collect();
+    let mapped = !union && (wanted.uids.is_some() || wanted.gids.is_some());
+    let lowers = if mapped { within_one(&stack.lowers) } else { stack.lowers.clone() };
+    let lowers: Vec<_> = lowers.iter().map(|lower| text(lower)).collect();
     if !lowers.is_empty() {
         options.push(format!("lowerdir={}", lowers.join(":")));
     }
@@ -70,6 +76,45 @@ pub(crate) fn of(stack: &Stack, user: bool) -> Result<Vec<Mount>, String> {
 /// Where the union of a snapshot counts.
 pub(crate) fn counters(stack: &Stack) -> PathBuf {
     stack.work.with_file_name("counters")
+}
+
+/// Whether the layers are the mapped root's already: a containerd that was not told of `remap-ids`, as 1.7 can't be, has made a
+/// copy of them that is, and labels what stands on it all the same.
+fn is_given(stack: &Stack, wanted: &Wanted) -> bool {
+    let top = stack.lowers.first().and_then(|lower| std::fs::metadata(lower).ok());
+    let owner = top.map(|top| (top.uid(), top.gid()));
+    wanted.root().is_some_and(|root| root != (0, 0) && owner == Some(root))
+}
+
+/// Names of the same trees for containerd to map users of: it mounts the directory that the names have in common at another
+/// place, mapped, and a link of a snapshot to its layer leads nowhere there unless that directory is the store's root.
+///
+/// Source: containerd `core/mount/mount_linux.go`, `doPrepareIDMappedOverlay`.
+fn within_one(lowers: &[PathBuf]) -> Vec<PathBuf> {
+    let mut lowers = lowers.to_vec();
+    let count = lowers.len();
+    let Some((lowest, root)) = lowers.last_mut().and_then(|lowest| {
+        let root = lowest.ancestors().nth(3)?.to_owned();
+        Some((lowest, root))
+    }) else {
+        return lowers;
+    };
+    if count > 1 {
+        // The same path, but as text the names have no more in common than the root.
+        if let Ok(rest) = lowest.strip_prefix(&root) {
+            *lowest = root.join(".").join(rest);
+        }
+    } else if let (Some(dir), Ok(link)) = (lowest.parent(), std::fs::read_link(&*lowest)) {
+        let mut there = dir.to_owned();
+        for part in link.components() {
+            match part {
+                std::path::Component::ParentDir => drop(there.pop()),
+                part => there.push(part),
+            }
+        }
+        *lowest = there;
+    }
+    lowers
 }
 
 /// What containerd maps the lower layers by.
@@ -126,6 +171,24 @@ mod tests {
             lowers: lowers.iter().map(Into::into).collect(),
             labels: labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
         }
+    }
+
+    #[test]
+    fn layers_that_are_mapped_are_all_found_in_the_directory_that_their_names_have_in_common() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path();
+        for dir in ["layers/x/fs", "snapshots/1", "snapshots/2/fs"] {
+            std::fs::create_dir_all(root.join(dir)).unwrap();
+        }
+        std::os::unix::fs::symlink("../../layers/x/fs", root.join("snapshots/1/layer")).unwrap();
+        let link = root.join("snapshots/1/layer");
+        assert_eq!(within_one(std::slice::from_ref(&link)), [root.join("layers/x/fs")]);
+        let two = [root.join("snapshots/2/fs"), link];
+        let named = within_one(&two);
+        assert_eq!(named, two, "the same paths");
+        assert_eq!(named[1].as_os_str(), root.join("./snapshots/1/layer").as_os_str());
+        let own = [root.join("snapshots/2/fs")];
+        assert_eq!(within_one(&own), own);
     }
 
     #[test]

@@ -84,6 +84,10 @@ pub fn containerd(before: &str, version: Version, settings: &Settings) -> anyhow
     snapshotter.insert("type", value("snapshot"));
     snapshotter.insert("address", text(&settings.address)?);
     if version >= Version(1, 7) {
+        // Without this containerd copies a whole image to give its files to other users; 1.7 can't mount what is mapped.
+        if version >= Version(2, 0) {
+            snapshotter.insert("capabilities", value(Array::from_iter(["remap-ids"])));
+        }
         let exports = table(&mut doc, &["proxy_plugins", "strata", "exports"])?;
         exports.insert("root", text(&settings.store)?);
         if version >= Version(2, 1) {
@@ -123,20 +127,25 @@ fn transfer(doc: &mut DocumentMut) -> anyhow::Result<()> {
         "aarch64" => "arm64",
         other => other,
     };
+    let entry = |snapshotter: &str, differ: &str| {
+        let mut entry = Table::new();
+        entry.insert("platform", value(format!("linux/{machine}")));
+        entry.insert("snapshotter", value(snapshotter));
+        entry.insert("differ", value(differ));
+        entry
+    };
     let service = table(doc, &["plugins", "io.containerd.transfer.v1.local"])?;
-    let list = service
-        .entry("unpack_config")
-        .or_insert_with(|| Item::ArrayOfTables(toml_edit::ArrayOfTables::new()));
+    let list = service.entry("unpack_config").or_insert_with(|| {
+        // What is there without a list, and would be no longer: pulls for the default snapshotter.
+        let default = [entry("overlayfs", "walking")];
+        Item::ArrayOfTables(toml_edit::ArrayOfTables::from_iter(default))
+    });
     let list = list.as_array_of_tables_mut().context("unpack_config is no list of tables there")?;
     let ours = |entry: &Table| {
         entry.get("snapshotter").and_then(Item::as_str).is_some_and(|name| name == "strata")
     };
     if !list.iter().any(ours) {
-        let mut entry = Table::new();
-        entry.insert("platform", value(format!("linux/{machine}")));
-        entry.insert("snapshotter", value("strata"));
-        entry.insert("differ", value("strata-diff"));
-        list.push(entry);
+        list.push(entry("strata", "strata-diff"));
     }
     Ok(())
 }
@@ -230,11 +239,19 @@ mod tests {
         for part in [
             "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]",
             "[plugins.\"io.containerd.cri.v1.images\"]",
+            "capabilities = [\"remap-ids\"]",
             "[proxy_plugins.strata.exports]\nroot = \"/var/lib/strata\"",
         ] {
             assert!(newest.contains(part), "{part} is not in {newest}");
         }
         assert_eq!(containerd(&newest, Version(2, 1), &settings(true)).unwrap(), newest);
+        // The default snapshotter's pulls are unpacked as before; a list that is there says it itself.
+        assert_eq!(newest.matches("unpack_config").count(), 2, "{newest}");
+        let list = "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n";
+        let own =
+            format!("version = 3\n{list}platform = \"linux/amd64\"\nsnapshotter = \"btrfs\"\n");
+        let own = containerd(&own, Version(2, 1), &settings(false)).unwrap();
+        assert!(own.contains("btrfs") && !own.contains("overlayfs"), "{own}");
         for (wrong, version) in
             [("root = \"x\"", Version(1, 7)), ("a = = 1", Version(1, 7)), ("", Version(1, 5))]
         {
