@@ -91,6 +91,21 @@ fn it_returns_when_the_mount_serves_and_umount_ends_it() {
 }
 
 #[test]
+fn the_daemon_holds_nothing_that_its_caller_has_open() {
+    let Some(layers) = Layers::new() else { return };
+    let script = "exec 9>lock; flock 9; exec \"$0\" mount -o \"$1\" merged";
+    let shell = |script: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", script, env!("CARGO_BIN_EXE_strata"), RELATIVE]);
+        command.current_dir(layers.0.path()).status().expect("sh runs").success()
+    };
+    assert!(shell(script) && layers.mounted("merged"));
+    // Another test may have what is open here open for a moment, as it starts a process.
+    assert!(shell("flock -w 20 lock true"), "the lock is held");
+    layers.umount("merged");
+}
+
+#[test]
 fn what_fails_leaves_no_mount_and_one_line() {
     let Some(layers) = Layers::new() else { return };
     let mounted = layers.run("strata", &["mount", "-o", RELATIVE, "merged"]);

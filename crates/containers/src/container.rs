@@ -250,13 +250,15 @@ impl Container {
     ) -> Result<Self> {
         let id = random_id()?;
         let state = text(&config)?;
+        // Nobody misses one that goes at its end anyhow.
+        let kept = !config.remove;
         let named = match name {
             Some(name) => {
                 check_name(name)?;
-                store.add_container(&id, name, &image.id, &state)?;
+                store.add_container(&id, name, &image.id, &state, kept)?;
                 name.to_owned()
             }
-            None => add_named(store, &id, image, &state)?,
+            None => add_named(store, &id, image, &state, kept)?,
         };
         let dir = store.writable_dir(&id);
         let created = seconds();
@@ -510,17 +512,17 @@ const STONES: [&str; 16] = [
 ];
 
 /// A name from the id, longer until nobody has it.
-fn add_named(store: &Store, id: &str, image: &Image, state: &str) -> Result<String> {
+fn add_named(store: &Store, id: &str, image: &Image, state: &str, kept: bool) -> Result<String> {
     let digit = |at: usize| usize::from_str_radix(&id[at..=at], 16).unwrap_or(0);
     let short = format!("{}_{}", MANNERS[digit(0)], STONES[digit(1)]);
     let mut name = short.clone();
     for length in [4, 12, 64] {
-        match store.add_container(id, &name, &image.id, state) {
+        match store.add_container(id, &name, &image.id, state, kept) {
             Err(store::Error::NameTaken { .. }) => name = format!("{short}_{}", &id[2..length]),
             other => return Ok(other.map(|()| name)?),
         }
     }
-    Ok(store.add_container(id, &name, &image.id, state).map(|()| name)?)
+    Ok(store.add_container(id, &name, &image.id, state, kept).map(|()| name)?)
 }
 
 #[cfg(test)]

@@ -52,13 +52,20 @@ impl Store {
     }
 
     /// Adds a container on an image, with an empty writable layer: `upper` and `work` in
-    /// [`Store::writable_dir`].
+    /// [`Store::writable_dir`]. Where it is not `kept`, a power cut may take it back.
     ///
-    /// Cost: three directories and one transaction, whatever the image.
+    /// Cost: three directories and one transaction, whatever the image; one wait for the disk where it is kept.
     ///
     /// # Errors
     /// [`Error::NameTaken`]; [`Error::NoImage`] where it went meanwhile.
-    pub fn add_container(&self, id: &str, name: &str, image: &Digest, state: &str) -> Result<()> {
+    pub fn add_container(
+        &self,
+        id: &str,
+        name: &str,
+        image: &Digest,
+        state: &str,
+        kept: bool,
+    ) -> Result<()> {
         let dir = self.writable_dir(id);
         // Whoever opens the store takes a directory without a row and without this for litter.
         let lock = self.lock(&container_lock(id))?;
@@ -70,7 +77,7 @@ impl Store {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         let upper = dir.join("upper");
         fs::set_permissions(&upper, mode).at(&upper, "making the writable layer")?;
-        let added = self.meta.write(|txn| {
+        let add = |txn: &Transaction<'_>| {
             let taken = txn
                 .query_row("SELECT 1 FROM containers WHERE name = ?1", [name], |_| Ok(()))
                 .optional()?;
@@ -88,7 +95,8 @@ impl Store {
                 params![id, name, image.to_string(), state],
             )?;
             Ok(())
-        });
+        };
+        let added = if kept { self.meta.write(add) } else { self.meta.write_unkept(add) };
         if added.is_err() {
             self.discard(&dir)?;
         }

@@ -123,7 +123,23 @@ impl Meta {
 
     /// Runs `act` in one transaction; an error takes all of it back.
     pub fn write<T>(&self, act: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        self.commit(&mut self.db.lock(), act)
+    }
+
+    /// The same, but a power cut may take it back, unless something else was written since. It waits for no disk.
+    pub fn write_unkept<T>(&self, act: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
         let mut db = self.db.lock();
+        db.pragma_update(None, "synchronous", "NORMAL")?;
+        let done = self.commit(&mut db, act);
+        db.pragma_update(None, "synchronous", "FULL")?;
+        done
+    }
+
+    fn commit<T>(
+        &self,
+        db: &mut Connection,
+        act: impl FnOnce(&Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
         let txn = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let done = act(&txn)?;
         self.seam.before("commit").at(Path::new("db.sqlite"), "writing the database")?;

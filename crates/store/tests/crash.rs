@@ -57,7 +57,7 @@ fn live(root: &Path, layout: &Path, seam: Seam, told: Told<'_>) -> store::Result
     pull(&store, layout, "b")?;
     told("+localhost/b:1");
     let image = store.image("localhost/b:1")?;
-    store.add_container("c1", "one", &image.id, "{}")?;
+    store.add_container("c1", "one", &image.id, "{}", true)?;
     let upper = store.writable_dir("c1").join("upper");
     fs::write(upper.join("new"), "new").expect("a file");
     let name = Some("localhost/c:1".to_owned());

@@ -324,8 +324,8 @@ fn a_commit_is_an_image_with_one_layer_more() {
     scene.layout.image("a", &[base()]);
     scene.pull("a").unwrap();
     let image = scene.store.image("localhost/a:1").unwrap();
-    scene.store.add_container("c1", "one", &image.id, "{}").unwrap();
-    let taken = scene.store.add_container("c2", "one", &image.id, "{}");
+    scene.store.add_container("c1", "one", &image.id, "{}", true).unwrap();
+    let taken = scene.store.add_container("c2", "one", &image.id, "{}", true);
     assert!(matches!(taken, Err(Error::NameTaken { .. })));
     let upper = scene.store.writable_dir("c1").join("upper");
     fs::create_dir(upper.join("etc")).unwrap();
@@ -456,7 +456,7 @@ fn what_is_not_as_the_tar_says_is_found_and_made_again_without_a_pull() {
     }
     // What a container stands on is not taken from under it.
     fs::write(tree.join("stray"), "").unwrap();
-    scene.store.add_container("c1", "one", &image.id, "{}").unwrap();
+    scene.store.add_container("c1", "one", &image.id, "{}", true).unwrap();
     assert!(matches!(scene.store.check(true), Err(Error::InUse { .. })));
     scene.store.remove_container("c1").unwrap();
     assert_eq!(scene.store.check(true).unwrap().rebuilt.len(), 1);

@@ -151,6 +151,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 /// Starts ourselves as the daemon, and waits until it says that it serves. It complains on our stderr itself.
 fn background(args: &Args, place: &Path) -> anyhow::Result<()> {
+    // What is open here is what the caller has left open: a lock of its, perhaps, which the daemon would hold. It stays
+    // where a layer is named by it.
+    let named = |options: &OsString| options.to_string_lossy().contains("/fd/");
+    if !args.options.iter().any(named) {
+        sys::inherited::close_all_but(None).context("what the caller has open stays open")?;
+    }
     let mut command = Command::new("/proc/self/exe");
     command.arg0("strata").args(["mount", "--serving"]);
     for options in &args.options {
