@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Containers from real images: nginx:1 comes from a local registry, serves a page over loopback, is edited, told apart,
 # committed, run again, frozen and taken back, with each backend; two containers don't see each other; a kill -9 of
-# Strata leaves everything as it was; 121 layers run like one; podman loads what was committed, and has the same tree.
+# Strata leaves everything as it was; 121 layers run like one; podman and umoci load what was committed, odd files too, and have the tree that the container had.
 . "$(dirname "$0")/lib.sh"
 need podman skopeo umoci docker-registry curl jq python3
-images nginx:1 many:120 busybox:1
+images nginx:1 many:120 busybox:1 edge:1
 strata_binary
 scratch ext4 8G
 export STRATA_ROOT=$D/store
@@ -14,8 +14,8 @@ also_at_end() {
   for id in $(strata ps -aq 2>/dev/null); do strata rm -f "$id" >/dev/null 2>&1; done
   kill "$registry" 2>/dev/null
 }
-serve_registry "$D" "$registry_at" nginx:1 many:120 busybox:1
-for image in nginx:1 many:120 busybox:1; do
+serve_registry "$D" "$registry_at" nginx:1 many:120 busybox:1 edge:1
+for image in nginx:1 many:120 busybox:1 edge:1; do
   strata pull "$registry_at/$image" >/dev/null
 done
 strata check
@@ -96,21 +96,35 @@ podman_tree() { # IMAGE
   tree_of "$(P image mount "$1")"
   P image umount "$1" >/dev/null
 }
+# What is odd about names, links, owners, times and attributes, and changed there; committed, it is what the container had.
+odd='cd /edge; rm -r opaque; mkdir opaque; echo new >opaque/new; mv hl1 moved; ln moved "more
+  links"; chmod 6711 empty; echo more >>capped; ln -sfn /nowhere dangling; touch -d @100000.25 before-1970; mkdir -p deep/er
+  chown 12345:54321 "with space and	tab"; mkfifo -m 600 pipe; rm "new
+line"; truncate -s 40M sparse; rm -r /usr/share/doc; mkdir -m 1777 /usr/share/doc; mv /etc/debian_version /srv'
 same() { diff "$1" "$2" >"$D/diff" || { head -n 20 "$D/diff"; fail "$3"; }; }
 for backend in kernel fuse; do
-  image=localhost/web-$backend:2
+  strata run --backend "$backend" --name "edge-$backend" "$registry_at/edge:1" sh -ec "$odd"
+  strata mount "edge-$backend" >"$D/at"
+  tree_of "$(cat "$D/at")" >"$D/had"
+  strata umount "edge-$backend" >/dev/null
+  strata commit "edge-$backend" "localhost/edge-$backend:2" >/dev/null
+  strata_tree "localhost/edge-$backend:2" >"$D/ours"
+  same "$D/had" "$D/ours" "the commit has another tree than the container by the $backend backend"
+  strata rm "edge-$backend" >/dev/null
+done
+for image in localhost/{web,edge}-{kernel,fuse}:2; do
   strata_tree "$image" >"$D/ours"
   strata save --format docker-archive -o "$D/saved.tar" "$image"
   P load -q -i "$D/saved.tar" >/dev/null
   podman_tree "$image" >"$D/theirs"
-  same "$D/theirs" "$D/ours" "podman has another tree of the image committed by the $backend backend"
+  same "$D/theirs" "$D/ours" "podman has another tree of $image"
   strata save --format oci-archive -o "$D/saved.oci.tar" "$image"
   rm -rf "$D/layout" "$D/bundle"
   skopeo copy -q "oci-archive:$D/saved.oci.tar" "oci:$D/layout:2"
   umoci unpack --image "$D/layout:2" "$D/bundle" >/dev/null 2>&1
   tree_of "$D/bundle/rootfs" >"$D/theirs"
-  same "$D/theirs" "$D/ours" "umoci has another tree of the image committed by the $backend backend"
-  echo "committed by $backend, loaded by podman and by umoci: $(wc -l <"$D/ours") paths equal"
+  same "$D/theirs" "$D/ours" "umoci has another tree of $image"
+  echo "$image, committed, loaded by podman and by umoci: $(wc -l <"$D/ours") paths equal"
 done
 
 # The reverse: a container of podman's, committed by it, and by umoci.
@@ -143,7 +157,7 @@ same "$D/theirs" "$D/ours" 'the image of umoci has another tree here'
 echo "committed by podman and by umoci, loaded here: $(wc -l <"$D/ours") paths equal"
 
 # Nothing is left.
-strata rmi localhost/web-kernel:2 localhost/web-fuse:2 localhost/back:1 localhost/layout:3 "$nginx" "$busybox" "$registry_at/many:120" >/dev/null
+strata rmi localhost/{web,edge}-{kernel,fuse}:2 "$registry_at/edge:1" localhost/back:1 localhost/layout:3 "$nginx" "$busybox" "$registry_at/many:120" >/dev/null
 strata gc >/dev/null
 strata check
 expect "$(strata df --json | jq .layers)" 0 'layers that are left'
