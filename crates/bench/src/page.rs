@@ -45,6 +45,7 @@ fn page(report: &Report) -> Result<String, std::fmt::Error> {
         }
     }
     out.push_str("\n\"÷ kernel\" and the like: Strata's median divided by theirs; above 1, Strata is faster.\n");
+    out.push_str("\nImages, beside podman, skopeo and containerd: [decision 022](decisions/022-figures.md).\n");
     Ok(out)
 }
 
