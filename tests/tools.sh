@@ -40,10 +40,10 @@ if [ ! -x "$cache/trixie/usr/sbin/dockerd" ]; then
   again mmdebstrap -q --variant=extract --include=containerd,docker.io,docker-cli trixie "$cache/trixie"
 fi
 
-# The containerd 2.x of the one after that. What it lists may be older than it says it is valid.
-if [ ! -x "$cache/forky/usr/bin/containerd" ]; then
+# containerd 2.x and kubectl of the one after that. What it lists may be older than it says it is valid.
+if [ ! -x "$cache/forky/usr/bin/containerd" ] || [ ! -x "$cache/forky/usr/bin/kubectl" ]; then
   rm -rf "$cache/forky"
-  again mmdebstrap -q --variant=extract --aptopt='Acquire::Check-Valid-Until "false"' --include=containerd forky "$cache/forky"
+  again mmdebstrap -q --variant=extract --aptopt='Acquire::Check-Valid-Until "false"' --include=containerd,kubernetes-client forky "$cache/forky"
 fi
 
 # A package to install inside an image.
