@@ -16,6 +16,7 @@ use rustix::fs::{FallocateFlags, OFlags, RenameFlags, SeekFrom, XattrFlags};
 use union::{Caller, NodeId, OpenDir, OpenFile, Union};
 
 use crate::attributes::{Valid, changes, device, space};
+use crate::early::{self, Early};
 use crate::handles::Handles;
 use crate::ids::Ids;
 use crate::ioctl;
@@ -42,6 +43,7 @@ pub(crate) struct Adapter {
     files: Handles<OpenFile>,
     dirs: Handles<OpenDir>,
     passthrough: Passthrough,
+    early: Early,
     connection: OnceLock<Connection>,
     forgotten: AtomicU64,
 }
@@ -76,6 +78,7 @@ impl Adapter {
             files: Handles::new(),
             dirs: Handles::new(),
             passthrough: Passthrough::default(),
+            early: Early::new(),
             connection: OnceLock::new(),
             forgotten: AtomicU64::new(0),
         }
@@ -141,7 +144,7 @@ impl Adapter {
         Ok(attr)
     }
 
-    fn opened(&self, open: Arc<OpenFile>) -> OpenOut {
+    fn opened(&self, open: Arc<OpenFile>, flags: OFlags) -> OpenOut {
         let backing = self.passthrough.opened(open.node().0, || {
             let backing = self.union.backing(&open).ok()?;
             let fits = self.read_only || backing.in_upper && !has_privileges(&backing.fd);
@@ -154,8 +157,34 @@ impl Adapter {
             // Pages of a file that passthrough may have written meanwhile are not kept.
             open_flags |= fopen::KEEP_CACHE;
         }
+        if backing.is_none() {
+            let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC);
+            let reads = !writes && !flags.contains(OFlags::DIRECT);
+            let wanted = reads && open_flags & fopen::KEEP_CACHE != 0;
+            self.early.touch(open.node().0, || {
+                if wanted {
+                    self.send_early(&open);
+                }
+            });
+        }
         let fh = self.files.insert(open);
         OpenOut { fh, open_flags, backing_id: backing.unwrap_or(0) }
+    }
+
+    /// Puts a small file into the kernel's page cache. What goes wrong shows when the file is read.
+    fn send_early(&self, open: &OpenFile) {
+        let Some(connection) = self.connection.get() else { return };
+        let Ok(size) = self.union.getattr_open(open).map(|attr| attr.size) else { return };
+        if size == 0 || size > early::LARGEST {
+            return;
+        }
+        let mut data = vec![0; size as usize];
+        // The last page ends with the file, or the kernel would take it for one that is not whole.
+        if self.union.read(open, &mut data, 0).is_ok_and(|count| count == data.len())
+            && let Err(error) = connection.store(open.node().0, 0, &data)
+        {
+            tracing::debug!(%error, "a small file is read by request");
+        }
     }
 
     /// Opens a file that the kernel has already for reading and writing itself.
@@ -221,6 +250,7 @@ impl FileSystem for Adapter {
     fn forget(&self, node: u64, count: u64) {
         if self.union.forget_all(NodeId(node), count) {
             self.passthrough.forgotten(node);
+            self.early.forgotten(node);
         }
         // The kernel forgets in bulk when memory is short, or dropped by hand.
         if self.forgotten.fetch_add(1, Ordering::Relaxed) % FORGOTTEN == FORGOTTEN - 1 {
@@ -245,6 +275,9 @@ impl FileSystem for Adapter {
         let mut change = changes(input);
         self.ids.change(&mut change)?;
         let mut attr = self.union.setattr(node(request), &change).map_err(refused)?;
+        if change.size.is_some() {
+            self.early.touch(request.node, || {});
+        }
         if attr.mode & PRIVILEGES != 0 {
             self.passthrough.unfit(request.node);
         }
@@ -320,7 +353,7 @@ impl FileSystem for Adapter {
             return Ok(known);
         }
         let open = self.union.open_file(node(request), flags);
-        Ok(self.opened(open.map_err(refused)?))
+        Ok(self.opened(open.map_err(refused)?, flags))
     }
 
     fn create(
@@ -333,7 +366,7 @@ impl FileSystem for Adapter {
         let caller = self.caller(request, input.umask)?;
         let made = self.union.create(caller, node(request), name, input.mode);
         let (entry, open) = made.map_err(refused)?;
-        Ok((self.entry(entry), self.opened(open)))
+        Ok((self.entry(entry), self.opened(open, OFlags::RDWR)))
     }
 
     fn tmpfile(&self, request: &Request, input: &CreateIn) -> Result<(EntryOut, OpenOut)> {
@@ -341,7 +374,7 @@ impl FileSystem for Adapter {
         let caller = self.caller(request, input.umask)?;
         let made = self.union.tmpfile(caller, node(request), input.mode);
         let (entry, open) = made.map_err(refused)?;
-        Ok((self.entry(entry), self.opened(open)))
+        Ok((self.entry(entry), self.opened(open, OFlags::RDWR)))
     }
 
     fn read(&self, _: &Request, input: &ReadIn, buffer: &mut [u8]) -> Result<usize> {

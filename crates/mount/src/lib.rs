@@ -5,6 +5,7 @@
 
 mod adapter;
 mod attributes;
+mod early;
 mod handles;
 mod idle;
 mod ids;

@@ -190,3 +190,82 @@ fn text_len(path: &Path) {
         assert_eq!(fs::read(path).unwrap().len(), 64 << 20);
     }
 }
+
+/// Around the size up to which a file goes into the page cache with its open.
+#[test]
+fn small_files_read_as_they_are() {
+    const SIZES: [usize; 9] = [0, 1, 4095, 4096, 4097, 65_535, 65_536, 65_537, 200_000];
+    let content = |size: usize| (0..size).map(|n| (n % 251) as u8).collect::<Vec<_>>();
+    let Some(scene) = Scene::new(|lower| {
+        for size in SIZES {
+            fs::write(lower.join(size.to_string()), content(size)).unwrap();
+        }
+    }) else {
+        return;
+    };
+    for size in SIZES {
+        let path = scene.path(&size.to_string());
+        for _ in 0..2 {
+            assert!(fs::read(&path).unwrap() == content(size), "of {size} bytes");
+            assert_eq!(fs::metadata(&path).unwrap().len(), size as u64);
+        }
+        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(b"more").unwrap();
+        assert!(fs::read(&path).unwrap() == [content(size), b"more".into()].concat(), "{size}");
+    }
+}
+
+/// A file is opened for the first time while others write and cut it: what they did is what is read afterwards.
+#[test]
+fn first_opens_bring_nothing_older_than_what_is_written() {
+    const FILES: usize = 400;
+    const SIZE: usize = 20_000;
+    let Some(scene) = Scene::new(|lower| {
+        for n in 0..FILES {
+            fs::write(lower.join(n.to_string()), vec![b'a'; SIZE]).unwrap();
+        }
+    }) else {
+        return;
+    };
+    for n in 0..FILES {
+        let path = &scene.path(&n.to_string());
+        let start = &std::sync::Barrier::new(3);
+        // Kept open, so that what is read afterwards is what is in the page cache.
+        let (expected, mut reader) = std::thread::scope(|scope| {
+            let reader = scope.spawn(move || {
+                start.wait();
+                File::open(path).unwrap()
+            });
+            scope.spawn(move || {
+                start.wait();
+                fs::read(path).unwrap();
+            });
+            start.wait();
+            let expected = match n % 3 {
+                0 => {
+                    writer(path).write_all_at(&[b'b'; SIZE], 0).unwrap();
+                    vec![b'b'; SIZE]
+                }
+                1 => {
+                    fs::write(path, "short").unwrap();
+                    b"short".to_vec()
+                }
+                _ => {
+                    let file = writer(path);
+                    file.set_len(10).unwrap();
+                    file.set_len(30).unwrap();
+                    [[b'a'; 10].as_slice(), &[0; 20]].concat()
+                }
+            };
+            (expected, reader.join().unwrap())
+        });
+        for _ in 0..2 {
+            reader.seek(SeekFrom::Start(0)).unwrap();
+            let mut read = Vec::new();
+            reader.read_to_end(&mut read).unwrap();
+            assert!(read == expected, "file {n} has what it had before");
+            drop_pages(&reader);
+        }
+        assert!(fs::read(path).unwrap() == expected, "file {n}, opened again");
+    }
+}
