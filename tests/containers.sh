@@ -112,7 +112,8 @@ for backend in kernel fuse; do
   same "$D/had" "$D/ours" "the commit has another tree than the container by the $backend backend"
   strata rm "edge-$backend" >/dev/null
 done
-for image in localhost/{web,edge}-{kernel,fuse}:2; do
+# The last is unpacked further on.
+for image in localhost/{edge,web}-{kernel,fuse}:2; do
   strata_tree "$image" >"$D/ours"
   strata save --format docker-archive -o "$D/saved.tar" "$image"
   P load -q -i "$D/saved.tar" >/dev/null
