@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -53,10 +54,12 @@ pub struct Row {
 /// All rows, in the order of the report.
 pub const ROWS: &[Row] = &[
     Row { name: "stat, cold", unit: "files/s", run: stat_cold },
+    Row { name: "stat, cold, 4 threads", unit: "files/s", run: stat_threads },
     Row { name: "stat, warm", unit: "files/s", run: stat_warm },
     Row { name: "names that are absent", unit: "lookups/s", run: absent },
     Row { name: "list directories", unit: "entries/s", run: list },
     Row { name: "find", unit: "entries/s", run: find },
+    Row { name: "tar c", unit: "files/s", run: pack },
     Row { name: "open, read, close: lower", unit: "files/s", run: read_small },
     Row { name: "open, read, close: upper", unit: "files/s", run: read_small_upper },
     Row { name: "create", unit: "files/s", run: create },
@@ -64,11 +67,14 @@ pub const ROWS: &[Row] = &[
     Row { name: "unlink", unit: "files/s", run: unlink },
     Row { name: "unlink: lower", unit: "files/s", run: unlink_lower },
     Row { name: "copy-up, 4 KiB", unit: "files/s", run: copy_up },
+    Row { name: "chmod -R", unit: "files/s", run: chmod },
     Row { name: "copy-up, big file", unit: "MiB/s", run: copy_up_big },
     Row { name: "read: lower", unit: "MiB/s", run: read_big },
     Row { name: "read: upper", unit: "MiB/s", run: read_big_upper },
     Row { name: "read 4 KiB at random: upper", unit: "reads/s", run: read_random },
     Row { name: "write", unit: "MiB/s", run: write_big },
+    Row { name: "write 4 KiB at random: upper", unit: "writes/s", run: write_random_upper },
+    Row { name: "write 4 KiB at random: was lower", unit: "writes/s", run: write_random },
     Row { name: "untar", unit: "files/s", run: untar },
     Row { name: "rm -r", unit: "files/s", run: remove_tree },
 ];
@@ -134,6 +140,21 @@ fn stat_cold(work: &Work) -> anyhow::Result<f64> {
     stat_all(&work.lower_files())
 }
 
+/// Each thread has directories of its own.
+fn stat_threads(work: &Work) -> anyhow::Result<f64> {
+    let paths = work.lower_files();
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        let part = paths.len().div_ceil(4);
+        let threads: Vec<_> =
+            paths.chunks(part).map(|part| scope.spawn(move || stat_all(part))).collect();
+        threads.into_iter().try_for_each(|thread| {
+            thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?.map(drop)
+        })
+    })?;
+    Ok(per_second(paths.len(), begun))
+}
+
 fn stat_warm(work: &Work) -> anyhow::Result<f64> {
     let paths = work.lower_files();
     stat_all(&paths)?;
@@ -170,6 +191,15 @@ fn find(work: &Work) -> anyhow::Result<f64> {
     anyhow::ensure!(sizes.status.success(), "find failed");
     let count = sizes.stdout.iter().filter(|b| **b == b'\n').count();
     Ok(per_second(count, begun))
+}
+
+fn pack(work: &Work) -> anyhow::Result<f64> {
+    let begun = Instant::now();
+    // Into a pipe: tar reads nothing where it writes to /dev/null.
+    let mut tar = Command::new("sh");
+    tar.args(["-c", "tar -C \"$0\" -c tree | cat >/dev/null"]).arg(work.merged);
+    run(&mut tar)?;
+    Ok(per_second(work.scale.dirs * work.scale.files, begun))
 }
 
 fn read_all(paths: &[PathBuf]) -> anyhow::Result<f64> {
@@ -233,6 +263,12 @@ fn copy_up(work: &Work) -> anyhow::Result<f64> {
     Ok(per_second(paths.len(), begun))
 }
 
+fn chmod(work: &Work) -> anyhow::Result<f64> {
+    let begun = Instant::now();
+    run(Command::new("chmod").args(["-R", "g+w"]).arg(work.merged.join("tree")))?;
+    Ok(per_second(work.scale.dirs * (work.scale.files + 1), begun))
+}
+
 fn copy_up_big(work: &Work) -> anyhow::Result<f64> {
     let begun = Instant::now();
     OpenOptions::new().append(true).open(work.merged.join("big"))?.write_all(b"more")?;
@@ -264,18 +300,42 @@ fn read_big_upper(work: &Work) -> anyhow::Result<f64> {
 
 fn read_random(work: &Work) -> anyhow::Result<f64> {
     let mut file = File::open(work.big_upper()?)?;
-    let blocks = (work.scale.big_mib << 20) / 4096;
     let mut buffer = [0; 4096];
-    let count = work.scale.ops * 4;
-    // Any order that is always the same.
-    let mut at = 1;
+    let places = places(work);
     let begun = Instant::now();
-    for _ in 0..count {
-        at = (at * 48_271) % 2_147_483_647;
-        file.seek(SeekFrom::Start((at % blocks) as u64 * 4096))?;
+    for place in &places {
+        file.seek(SeekFrom::Start(*place))?;
         file.read_exact(&mut buffer)?;
     }
-    Ok(per_second(count, begun))
+    Ok(per_second(places.len(), begun))
+}
+
+/// Of blocks of the big file, in any order that is always the same.
+fn places(work: &Work) -> Vec<u64> {
+    let blocks = (work.scale.big_mib as u64) << 20 >> 12;
+    let next = |at: &u64| Some((at * 48_271) % 2_147_483_647);
+    let order = std::iter::successors(Some(1), next).skip(1);
+    order.map(|at| (at % blocks) << 12).take(work.scale.ops * 4).collect()
+}
+
+fn write_at_random(path: &Path, work: &Work) -> anyhow::Result<f64> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    // The first byte is a row of its own.
+    file.write_all_at(b"y", 0)?;
+    let places = places(work);
+    let begun = Instant::now();
+    for place in &places {
+        file.write_all_at(&[b'y'; 4096], *place)?;
+    }
+    Ok(per_second(places.len(), begun))
+}
+
+fn write_random_upper(work: &Work) -> anyhow::Result<f64> {
+    write_at_random(&work.big_upper()?, work)
+}
+
+fn write_random(work: &Work) -> anyhow::Result<f64> {
+    write_at_random(&work.merged.join("big"), work)
 }
 
 fn write_big(work: &Work) -> anyhow::Result<f64> {
