@@ -106,3 +106,26 @@ fn a_layer_that_goes_while_it_is_verified_is_not_damaged() {
     assert!(report.findings.is_empty(), "{:?}", report.findings);
     assert!(!armed.load(Ordering::SeqCst), "nothing was removed meanwhile");
 }
+
+#[test]
+fn what_a_killed_process_has_left_is_in_nobodys_way() {
+    let temp = tempfile::tempdir().expect("a directory");
+    let (root, layout) = (temp.path().join("store"), layout(temp.path()));
+    let store = Store::open(&root).expect("a store");
+    pull(&store, &layout);
+    let layer = store.image(NAME).expect("the image").layers[0].diff_id;
+    remove(&root);
+    // Published, without a row: as if the process had been killed since the store was opened here.
+    let place = store.layer_tree(&layer);
+    fs::create_dir_all(&place).expect("a directory");
+    fs::write(place.join("half"), "of another").expect("a file");
+
+    pull(&store, &layout);
+    assert!(!place.join("half").exists());
+    assert_eq!(fs::read(place.join("one")).expect("the layer's file"), b"1");
+    assert!(store.check(false).expect("a check").findings.is_empty());
+    remove(&root);
+    for dir in ["layers", "trash", "staging"] {
+        assert_eq!(fs::read_dir(root.join(dir)).expect("a directory").count(), 0, "{dir}");
+    }
+}
