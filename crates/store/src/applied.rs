@@ -98,7 +98,7 @@ impl Store {
                 known: false,
                 to,
                 partial: self.root.join("partial"),
-                options: &self.apply,
+                options: self.options(),
                 objects: &objects,
                 progress: &Quiet,
                 writeback,

@@ -227,7 +227,7 @@ impl Store {
     fn differences(&self, diff_id: &Digest) -> Option<String> {
         let dir = self.layer_dir(diff_id);
         let found = open_dir(&dir).and_then(|layer| {
-            verify::differences(&dir.join("recipe"), &layer, &self.apply)
+            verify::differences(&dir.join("recipe"), &layer, self.options())
                 .at(&dir, "comparing the layer")
         });
         found.unwrap_or_else(|e| Some(e.to_string()))
@@ -259,7 +259,7 @@ impl Store {
                 });
                 let tar = io::BufReader::with_capacity(256 << 10, end);
                 let unpacked =
-                    pipeline::unpack_tar(tar, *diff_id, dir, &self.apply, &self.known_files()?);
+                    pipeline::unpack_tar(tar, *diff_id, dir, self.options(), &self.known_files()?);
                 let died = Error::Source("the thread that reads the layer died".into());
                 written.join().unwrap_or(Err(died))?;
                 unpacked

@@ -92,7 +92,7 @@ impl Store {
             });
             let tar = BufReader::with_capacity(256 << 10, end);
             let staged = self.stage(&staging, |dir| {
-                pipeline::unpack_tar(tar, staging, dir, &self.apply, &self.known_files()?)
+                pipeline::unpack_tar(tar, staging, dir, self.options(), &self.known_files()?)
             });
             let died = || Err(io::Error::other("the thread that reads the upper layer died"));
             let written =

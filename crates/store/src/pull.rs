@@ -198,7 +198,7 @@ impl Store {
                         known: true,
                         to,
                         partial: self.root.join("partial"),
-                        options: &self.apply,
+                        options: self.options(),
                         objects: &objects,
                         progress,
                         writeback,

@@ -20,8 +20,8 @@ use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use layer::Namespace;
@@ -41,7 +41,9 @@ use crate::tree;
 pub struct Store {
     pub(crate) root: PathBuf,
     pub(crate) meta: Meta,
-    pub(crate) apply: apply::Options,
+    apply: apply::Options,
+    /// The same, once it is known what the file system can do: a command that unpacks nothing does not ask.
+    asked: OnceLock<apply::Options>,
     seam: Seam,
     next: AtomicU64,
     pub(crate) stopper: Stopper,
@@ -110,12 +112,13 @@ impl Store {
             owners: gives_owners(),
             max_entries: 5_000_000,
             max_bytes: 256 << 30,
-            share: content::can_share(&root.join("staging")),
+            share: false,
         };
         let store = Self {
             root: root.to_owned(),
             meta,
             apply,
+            asked: OnceLock::new(),
             seam,
             next: AtomicU64::new(0),
             stopper: Stopper::default(),
@@ -128,6 +131,15 @@ impl Store {
     pub fn limit(&mut self, entries: u64, bytes: u64) {
         self.apply.max_entries = entries;
         self.apply.max_bytes = bytes;
+        self.asked = OnceLock::new();
+    }
+
+    /// How layers are unpacked here.
+    pub(crate) fn options(&self) -> &apply::Options {
+        self.asked.get_or_init(|| {
+            let share = content::can_share(&self.root.join("staging"));
+            apply::Options { share, ..self.apply.clone() }
+        })
     }
 
     /// What ends long work of this store.
@@ -147,7 +159,7 @@ impl Store {
 
     /// Whether equal files of different layers share their data on disk.
     pub fn shares_files(&self) -> bool {
-        self.apply.share
+        self.options().share
     }
 
     pub(crate) fn layer_dir(&self, diff_id: &Digest) -> PathBuf {

@@ -23,7 +23,7 @@ impl Store {
     /// # Errors
     /// [`Error::Io`] with the entry; what was unpacked until then stays.
     pub fn unpack(&self, tar: impl BufRead, into: &Path) -> Result<()> {
-        let options = apply::Options { share: false, ..self.apply.clone() };
+        let options = apply::Options { share: false, ..self.options().clone() };
         let recipe = recipe::Writer::new(io::sink()).at(into, "unpacking")?;
         let applied = apply::apply(tar, open_dir(into)?, &options, &Nothing, recipe);
         applied.map(drop).map_err(|refusal| Error::Io {
