@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# fsx (crates.io): random reads, writes, cuts, holes and mappings, with every read compared; the file in the upper layer,
+# fsx (a crate): random reads, writes, cuts, holes and mappings, with every read compared; the file in the upper layer,
 # and again one that was in a lower layer before.
 . "$(dirname "$0")/lib.sh"
 need fsx

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# pjdfstest (crates.io) on a union whose layers are on ext4: no failure that plain ext4 has not, but for the character
+# pjdfstest (a crate) on a union whose layers are on ext4: no failure that plain ext4 has not, but for the character
 # device 0:0, which is a whiteout and can't be made.
 . "$(dirname "$0")/lib.sh"
 need pjdfstest
