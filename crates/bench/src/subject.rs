@@ -28,8 +28,10 @@ impl Subject {
     /// The peer that podman and buildah use without privileges; `None` where it is not installed.
     pub fn fuse_overlayfs(program: &Path) -> Option<Self> {
         let output = Command::new(program).arg("--version").output().ok()?;
-        let version = String::from_utf8_lossy(&output.stdout).lines().next()?.to_owned();
-        let version = version.rsplit(' ').next().unwrap_or_default().to_owned();
+        // Beside its own version it names those of fusermount3 and libfuse, in no fixed order.
+        let said = String::from_utf8_lossy(&output.stdout);
+        let own = said.lines().find_map(|line| line.strip_prefix("fuse-overlayfs: version "))?;
+        let version = own.trim().to_owned();
         Some(Self { name: "fuse-overlayfs", version, program: program.to_owned(), before: &[] })
     }
 
