@@ -28,6 +28,9 @@ const FORGOTTEN: u64 = 20_000;
 /// Set-user-ID and set-group-ID.
 const PRIVILEGES: u32 = 0o6000;
 
+/// With which a file is opened to be changed.
+const WRITES: OFlags = OFlags::WRONLY.union(OFlags::RDWR).union(OFlags::TRUNC);
+
 /// `DT_DIR`.
 const DIRECTORY: u32 = 4;
 
@@ -153,16 +156,15 @@ impl Adapter {
         let mut open_flags = fopen::NOFLUSH | fopen::PARALLEL_DIRECT_WRITES;
         if backing.is_some() {
             open_flags |= fopen::PASSTHROUGH;
-        } else if !self.passthrough.is_on() || !self.in_upper(&open) {
+        } else {
             // Pages of a file that passthrough may have written meanwhile are not kept.
-            open_flags |= fopen::KEEP_CACHE;
-        }
-        if backing.is_none() {
-            let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC);
-            let reads = !writes && !flags.contains(OFlags::DIRECT);
-            let wanted = reads && open_flags & fopen::KEEP_CACHE != 0;
+            let kept = !self.passthrough.is_on() || !self.in_upper(&open);
+            if kept {
+                open_flags |= fopen::KEEP_CACHE;
+            }
+            let read = kept && !flags.intersects(WRITES | OFlags::DIRECT);
             self.early.touch(open.node().0, || {
-                if wanted {
+                if read {
                     self.send_early(&open);
                 }
             });
@@ -346,7 +348,7 @@ impl FileSystem for Adapter {
 
     fn open(&self, request: &Request, input: &OpenIn) -> Result<OpenOut> {
         let flags = OFlags::from_bits_retain(input.flags);
-        if flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC) {
+        if flags.intersects(WRITES) {
             self.writable()?;
         }
         if let Some(known) = self.open_again(request.node, flags) {
