@@ -254,16 +254,6 @@ impl Store {
         }
     }
 
-    /// Discards what a process has left that was killed between publishing a layer and writing its row, while this one
-    /// waited for the layer's lock.
-    fn clear_place(&self, diff_id: &Digest, place: &Path) -> Result<()> {
-        let left = place.try_exists().at(place, "publishing the layer")?;
-        if left && self.meta.read(|txn| meta::layer(txn, diff_id))?.is_none() {
-            self.discard(place)?;
-        }
-        Ok(())
-    }
-
     /// Makes staged layers, whose locks are held, the store's, and in the same transaction what
     /// `also` writes: nothing of them is seen before all of them are on disk.
     pub(crate) fn publish(
@@ -279,7 +269,10 @@ impl Store {
             rustix::fs::syncfs(&layers_fd).at(&layers, "writing the layers to the disk")?;
             for staged in &staged {
                 let to = self.layer_dir(&staged.diff_id);
-                self.clear_place(&staged.diff_id, &to)?;
+                // While this process waited for the lock its holder may have been killed.
+                if to.try_exists().at(&to, "publishing the layer")? {
+                    self.discard_rowless(&staged.diff_id)?;
+                }
                 self.before("publishing", &to)?;
                 fs::rename(&staged.dir, &to).at(&to, "publishing the layer")?;
             }

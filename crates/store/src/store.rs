@@ -251,10 +251,7 @@ impl Store {
             }
             let Ok(diff_id) = digest.parse::<Digest>() else { continue };
             if let Some(lock) = self.lock_if_free(&layer_lock(&name))? {
-                // It may have got its row since.
-                if self.meta.read(|txn| crate::meta::layer(txn, &diff_id))?.is_none() {
-                    self.discard(&self.layer_dir(&diff_id))?;
-                }
+                self.discard_rowless(&diff_id)?;
                 self.unlock(&layer_lock(&name), lock)?;
             }
         }
@@ -331,6 +328,15 @@ impl Store {
         match fs::rename(path, &to) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
             done => done.at(path, "moving to the trash"),
+        }
+    }
+
+    /// Discards what a process that was killed between publishing a layer, whose lock is held here, and writing its row
+    /// has left. It may have got its row since it was seen without.
+    pub(crate) fn discard_rowless(&self, diff_id: &Digest) -> Result<()> {
+        match self.meta.read(|txn| crate::meta::layer(txn, diff_id))? {
+            Some(_) => Ok(()),
+            None => self.discard(&self.layer_dir(diff_id)),
         }
     }
 
