@@ -23,6 +23,8 @@ pub const FORMAT: u32 = 4;
 
 /// What is held of the database in memory at most, KiB.
 const CACHE_KIB: i32 = 16 << 10;
+/// Pages in the database's log before they are written back.
+const LOG_PAGES: u32 = 64;
 /// How long to wait for others that write.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -95,14 +97,15 @@ pub struct LayerRow {
 impl Meta {
     pub fn open(path: &Path, seam: Seam) -> Result<Self> {
         let db = Connection::open(path)?;
+        shorten_log(&db, path)?;
         db.busy_timeout(PATIENCE)?;
         db.pragma_update(None, "journal_mode", "WAL")?;
         db.pragma_update(None, "synchronous", "FULL")?;
         db.pragma_update(None, "foreign_keys", true)?;
         // The last to close writes nothing back: a commit costs one sync, and not four more of its process. What a later
-        // process reads again is kept short instead.
+        // process reads again is kept short by [`shorten_log`].
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-        db.pragma_update(None, "wal_autocheckpoint", 128)?;
+        db.pragma_update(None, "wal_autocheckpoint", LOG_PAGES)?;
         // The rows of a layer's files are more than SQLite's own 2 MiB, and would be written to the log as often as they
         // are pushed out.
         db.pragma_update(None, "cache_size", -CACHE_KIB)?;
@@ -169,6 +172,27 @@ impl Meta {
         let txn = db.transaction_with_behavior(TransactionBehavior::Deferred)?;
         act(&txn)
     }
+}
+
+/// Empties a log that processes before this one have left long, since whoever opens a database first reads all of its
+/// log. SQLite's own write-back at [`LOG_PAGES`] never starts the log anew here: how much of it was written back is known
+/// to the processes that are there, and is forgotten with the last of them, which is most commands. Costs two waits for
+/// the disk, once in a few dozen commands.
+///
+/// # Errors
+/// Of the database. That somebody else reads or writes is none: the next to come will find the log again.
+fn shorten_log(db: &Connection, path: &Path) -> Result<()> {
+    let log = path.with_extension("sqlite-wal");
+    let bytes = match std::fs::metadata(&log) {
+        Ok(of) => of.len(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
+        Err(e) => return Err(e).at(&log, "looking at the database's log"),
+    };
+    if bytes > u64::from(LOG_PAGES) * 4096 {
+        db.busy_timeout(Duration::ZERO)?;
+        db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+    }
+    Ok(())
 }
 
 /// A digest in a column.

@@ -478,6 +478,28 @@ fn what_a_dead_process_left_is_cleared_at_the_next_open() {
     assert_eq!(fs::read_dir(root.join("trash")).unwrap().count(), 0);
 }
 
+/// Who opens the database first reads its whole log, so that one which grew with every command made each slower than
+/// the last.
+#[test]
+fn the_log_of_the_database_does_not_grow_with_the_commands() {
+    let mut scene = Scene::new();
+    scene.layout.image("a", &[tar(&[file("a", "a")])]);
+    scene.pull("a").unwrap();
+    let root = scene.temp.path().join("store");
+    drop(scene.store);
+    let mut longest = 0;
+    for n in 0..150 {
+        let store = Store::open(&root).unwrap();
+        store.tag("localhost/a:1", &format!("localhost/a:{n}")).unwrap();
+        drop(store);
+        longest = longest.max(fs::metadata(root.join("db.sqlite-wal")).unwrap().len());
+    }
+    assert!(longest > 0, "another way of journalling");
+    assert!(longest < 600_000, "a log of {longest} bytes");
+    assert_eq!(Store::open(&root).unwrap().images().unwrap().len(), 1);
+    assert_eq!(Store::open(&root).unwrap().tag_history("localhost/a:149").unwrap().len(), 1);
+}
+
 #[test]
 fn many_at_once_do_the_work_once_and_lose_nothing() {
     let mut scene = Scene::new();
