@@ -159,6 +159,12 @@ impl Meta {
         })
     }
 
+    /// How many rows a table has.
+    pub fn count(&self, table: &str) -> Result<u64> {
+        let sql = format!("SELECT count(*) FROM {table}");
+        self.read(|txn| Ok(count(txn.prepare_cached(&sql)?.query_row([], |row| row.get(0))?)))
+    }
+
     /// A connection of one's own, to read.
     pub fn reader(&self) -> Result<Connection> {
         let db = Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;

@@ -18,7 +18,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -241,7 +241,39 @@ impl Store {
                 self.unlock(&layer_lock(hex), lock)?;
             }
         }
-        // Every process that opens the store looks at all names in it: one query for all, not one each.
+        if self.may_hold_litter("layers", "layers")? {
+            self.clear_layers()?;
+        }
+        if self.may_hold_litter("rw", "containers")? {
+            self.clear_writable_layers()?;
+        }
+        self.recover_snapshots()?;
+        for name in self.names("locks")? {
+            let Some(lock) = self.lock_if_free(&name)? else { continue };
+            if name.starts_with(LEASE) {
+                self.meta.write(|txn| {
+                    txn.execute("DELETE FROM leases WHERE owner = ?1", [&name])?;
+                    Ok(())
+                })?;
+            }
+            self.unlock(&name, lock)?;
+        }
+        self.forget_downloads()
+    }
+
+    /// Whether `dir` may hold a directory of which `table` has no row. Every process that opens the store asks, so the
+    /// answer must not cost more with a thousand containers: a row comes after its directory and goes before it, so that
+    /// as many directories as rows means none without. btrfs does not count what is in a directory, and is always read.
+    fn may_hold_litter(&self, dir: &str, table: &str) -> Result<bool> {
+        let path = self.root.join(dir);
+        let links = fs::metadata(&path).at(&path, "counting what is there")?.nlink();
+        let rows = self.meta.count(table)?;
+        // A directory has two names, and one more by each directory in it.
+        Ok(links != rows + 2)
+    }
+
+    /// Clears away layers without a row, unless somebody is about to write it.
+    fn clear_layers(&self) -> Result<()> {
         let names = self.names("layers")?;
         let known = self.meta.column("SELECT diff_id FROM layers")?;
         for name in names {
@@ -255,6 +287,11 @@ impl Store {
                 self.unlock(&layer_lock(&name), lock)?;
             }
         }
+        Ok(())
+    }
+
+    /// Clears away writable layers without a row, likewise.
+    fn clear_writable_layers(&self) -> Result<()> {
         let names = self.names("rw")?;
         let known = self.meta.column("SELECT id FROM containers")?;
         for id in names {
@@ -269,18 +306,7 @@ impl Store {
                 self.unlock(&container_lock(&id), lock)?;
             }
         }
-        self.recover_snapshots()?;
-        for name in self.names("locks")? {
-            let Some(lock) = self.lock_if_free(&name)? else { continue };
-            if name.starts_with(LEASE) {
-                self.meta.write(|txn| {
-                    txn.execute("DELETE FROM leases WHERE owner = ?1", [&name])?;
-                    Ok(())
-                })?;
-            }
-            self.unlock(&name, lock)?;
-        }
-        self.forget_downloads()
+        Ok(())
     }
 
     /// Removes downloads whose layers are there: a loss of power after a pull may bring back what the

@@ -464,15 +464,19 @@ fn what_is_not_as_the_tar_says_is_found_and_made_again_without_a_pull() {
 
 #[test]
 fn what_a_dead_process_left_is_cleared_at_the_next_open() {
-    let scene = Scene::new();
+    let mut scene = Scene::new();
+    scene.layout.image("a", &[tar(&[file("a", "a")])]);
+    let image = scene.pull("a").unwrap();
+    scene.store.add_container(&"a".repeat(64), "one", &image, "{}", true).unwrap();
     let root = scene.temp.path().join("store");
     let hex = Digest::of(b"x").hex();
     fs::create_dir_all(root.join(format!("staging/{hex}.1/fs/d"))).unwrap();
     fs::create_dir_all(root.join(format!("layers/{hex}/fs"))).unwrap();
+    fs::create_dir_all(root.join("rw").join("b".repeat(64)).join("upper")).unwrap();
     fs::write(root.join("locks/lease-dead"), "").unwrap();
     let again = Store::open(&root).unwrap();
-    for dir in ["staging", "layers", "locks"] {
-        assert_eq!(fs::read_dir(root.join(dir)).unwrap().count(), 0, "left in {dir}");
+    for (dir, kept) in [("staging", 0), ("layers", 1), ("rw", 1), ("locks", 0)] {
+        assert_eq!(fs::read_dir(root.join(dir)).unwrap().count(), kept, "left in {dir}");
     }
     again.empty_trash().unwrap();
     assert_eq!(fs::read_dir(root.join("trash")).unwrap().count(), 0);
