@@ -54,7 +54,7 @@ impl Store {
     /// Adds a container on an image, with an empty writable layer: `upper` and `work` in
     /// [`Store::writable_dir`]. Where it is not `kept`, a power cut may take it back.
     ///
-    /// Cost: three directories and one transaction, whatever the image; one wait for the disk where it is kept.
+    /// Cost: three directories and one transaction, whatever the image; two waits for the disk where it is kept.
     ///
     /// # Errors
     /// [`Error::NameTaken`]; [`Error::NoImage`] where it went meanwhile.
@@ -77,6 +77,9 @@ impl Store {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         let upper = dir.join("upper");
         fs::set_permissions(&upper, mode).at(&upper, "making the writable layer")?;
+        if kept {
+            self.sync_new_dir(&dir)?;
+        }
         let add = |txn: &Transaction<'_>| {
             let taken = txn
                 .query_row("SELECT 1 FROM containers WHERE name = ?1", [name], |_| Ok(()))

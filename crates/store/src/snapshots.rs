@@ -193,7 +193,7 @@ impl Store {
 
     /// Makes a snapshot on a committed one, or on nothing.
     ///
-    /// Cost: three directories and one transaction, whatever it stands on.
+    /// Cost: three directories and one transaction, whatever it stands on; two waits for the disk.
     ///
     /// # Errors
     /// [`Error::Snapshot`]: the name is in use; the parent is absent or not committed.
@@ -237,6 +237,7 @@ impl Store {
             }
             fs::set_permissions(&upper, fs::Permissions::from_mode(mode & 0o7777))
                 .at(&upper, step)?;
+            self.sync_new_dir(&dir)?;
             Ok(stack)
         })
     }

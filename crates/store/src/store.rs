@@ -334,6 +334,14 @@ impl Store {
         Ok(())
     }
 
+    /// Waits until a directory that was just made, and what is in it, is on the disk. A row that speaks of it comes after
+    /// that: the database overwrites its log in place at times, and syncing this says nothing of names made before it.
+    pub(crate) fn sync_new_dir(&self, dir: &Path) -> Result<()> {
+        let step = "writing a new directory to the disk";
+        self.before(step, dir)?;
+        rustix::fs::fsync(open_dir(dir)?).at(dir, step)
+    }
+
     pub(crate) fn names(&self, dir: &str) -> Result<Vec<String>> {
         let path = self.root.join(dir);
         let mut names = Vec::new();
