@@ -6,8 +6,8 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/strata-ci
 tools=$cache/tools
 export DEBIAN_FRONTEND=noninteractive
-packages=(acl attr buildah containerd crun curl dbench docker-registry e2fsprogs fuse-overlayfs fuse3 g++ groff-base jq libcap2-bin mmdebstrap
-  openssl podman python3 python3-grpcio python3-pyte runc skopeo stress-ng uidmap umoci util-linux xfsprogs)
+packages=(acl attr buildah containerd crun curl dbench docker-registry e2fsprogs fuse-overlayfs fuse3 g++ groff-base jq libcap2-bin mergerfs
+  mmdebstrap openssl podman python3 python3-grpcio python3-pyte runc skopeo stress-ng uidmap umoci unionfs-fuse util-linux xfsprogs)
 
 # again COMMAND…: three times, since mirrors fail at times.
 again() {
@@ -44,6 +44,12 @@ fi
 if [ ! -x "$cache/forky/usr/bin/containerd" ] || [ ! -x "$cache/forky/usr/bin/kubectl" ]; then
   rm -rf "$cache/forky"
   again mmdebstrap -q --variant=extract --aptopt='Acquire::Check-Valid-Until "false"' --include=containerd,kubernetes-client forky "$cache/forky"
+fi
+
+# The newest fuse-overlayfs, with the libraries that it needs: strata-bench --fuse-overlayfs measures it too.
+if [ ! -x "$cache/peers/usr/bin/fuse-overlayfs" ]; then
+  rm -rf "$cache/peers"
+  again mmdebstrap -q --variant=extract --aptopt='Acquire::Check-Valid-Until "false"' --include=fuse-overlayfs forky "$cache/peers"
 fi
 
 # A package to install inside an image.

@@ -125,6 +125,7 @@ impl Keeper {
 }
 
 /// A file system in a file, mounted until the value is dropped, or the mount namespace ends.
+#[derive(Debug)]
 pub(crate) struct Disk {
     dir: tempfile::TempDir,
 }

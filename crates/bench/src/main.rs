@@ -1,25 +1,27 @@
 //! `strata-bench`: the same work on the kernel's overlayfs, on fuse-overlayfs and on Strata, in turn, round after round.
 //!
-//! Reading order: [`scene`] (the layers, on a tmpfs of their own), [`subject`] (who is measured), [`row`] (what is
-//! measured), [`containers`] and [`store`] (containers and images, beside podman's), [`containerd`], [`report`] (medians, ratios, JSON), [`page`] (the page and the plot in docs/).
+//! Reading order: [`scene`] (the layers, most on a tmpfs of their own), [`subject`] (who is measured), [`row`] (what is
+//! measured), [`job`] (whole jobs), [`sync`] (writes that wait for a disk), [`containers`] and [`store`] (containers and images, beside podman's), [`containerd`], [`report`] (medians, ratios, JSON), [`page`] (the page and the plot in docs/).
 
 mod containerd;
 mod containers;
+mod job;
 mod page;
 mod report;
 mod row;
 mod scene;
 mod store;
 mod subject;
+mod sync;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, bail};
 use clap::Parser;
 
 use report::Report;
-use row::{ROWS, Scale};
+use row::Scale;
 use scene::Scene;
 use subject::Subject;
 
@@ -63,9 +65,12 @@ struct Args {
     /// We are in a mount namespace of our own
     #[arg(long, hide = true)]
     isolated: bool,
-    /// The peer to measure
-    #[arg(long, default_value = "fuse-overlayfs")]
-    fuse_overlayfs: PathBuf,
+    /// A peer to measure, once or several times [default: what is on the PATH]
+    #[arg(long, value_name = "PROGRAM")]
+    fuse_overlayfs: Vec<PathBuf>,
+    /// Jobs in root file systems too, those of OCI layouts in this directory: DIR/NAME with the tag of the row
+    #[arg(long, value_name = "DIR")]
+    roots: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -84,9 +89,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     let (scale, rounds) =
         if args.quick { (Scale::QUICK, 1) } else { (Scale::FULL, args.rounds.max(1)) };
-    let subjects = subjects(args)?;
+    let own = built()?;
     if let Some(layouts) = &args.store {
-        let own = std::env::current_exe()?.with_file_name("strata");
         let figures =
             store::measure(&own, layouts, &args.disk, args.containerd.as_deref(), rounds)?;
         print!("{}", store::table(&figures));
@@ -97,7 +101,6 @@ fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     if args.containers && args.isolated {
-        let own = std::env::current_exe()?.with_file_name("strata");
         let figures = containers::measure(&own, rounds)?;
         print!("{}", containers::table(&figures));
         if let Some(path) = &args.json {
@@ -112,11 +115,19 @@ fn run(args: &Args) -> anyhow::Result<()> {
             return Ok(());
         }
     }
-    let scene = Scene::new(args.dir.as_deref(), &scale).context("making the layers")?;
-    let rows: Vec<_> = ROWS
-        .iter()
-        .filter(|row| args.only.as_ref().is_none_or(|only| row.name.contains(only.as_str())))
-        .collect();
+    let subjects = subjects(args, &own);
+    let dir = args.dir.as_deref();
+    let mut scene = Scene::new(dir, scale, &own, args.roots.as_deref()).context("making layers")?;
+    let mut rows = Vec::new();
+    for row in row::all() {
+        if args.only.as_ref().is_some_and(|only| !row.name.contains(only.as_str())) {
+            continue;
+        }
+        match scene.prepare(row).with_context(|| format!("making layers for {}", row.name))? {
+            None => rows.push(row),
+            Some(why) => eprintln!("SKIPPED: {}: {why}", row.name),
+        }
+    }
     let mut report = Report::new(&subjects, rounds);
     for round in 0..rounds {
         eprintln!("round {} of {rounds}", round + 1);
@@ -125,7 +136,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
                 // Another one first each time, so that none always follows the same.
                 let subject = &subjects[(turn + round) % subjects.len()];
                 let value = scene
-                    .measure(subject, row, &scale)
+                    .measure(subject, row)
                     .with_context(|| format!("{} on {}", row.name, subject.name))?;
                 report.add(row, subject, value);
             }
@@ -163,8 +174,8 @@ fn isolated(args: &Args, rounds: usize) -> anyhow::Result<()> {
     scene::run(command.env_remove("CARGO"))
 }
 
-/// Everyone who is there. Strata is built first where cargo runs us.
-fn subjects(args: &Args) -> anyhow::Result<Vec<Subject>> {
+/// The program `strata`, built first where cargo runs us.
+fn built() -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?.with_file_name("strata");
     if let Some(cargo) = std::env::var_os("CARGO") {
         let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
@@ -178,11 +189,37 @@ fn subjects(args: &Args) -> anyhow::Result<Vec<Subject>> {
     if !own.exists() {
         bail!("{} is not there: cargo build --release -p strata", own.display());
     }
+    Ok(own)
+}
+
+/// Everyone who is there, Strata last.
+fn subjects(args: &Args, own: &Path) -> Vec<Subject> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path: Vec<_> = std::env::split_paths(&path)
+        .map(|dir| dir.join("fuse-overlayfs"))
+        .filter(|program| program.exists())
+        .collect();
+    let asked = if args.fuse_overlayfs.is_empty() { &on_path } else { &args.fuse_overlayfs };
     let mut subjects = vec![Subject::kernel()];
-    match Subject::fuse_overlayfs(&args.fuse_overlayfs) {
+    let mut add = |name: &str, found: Option<Subject>| match found {
+        // The same version may be on the PATH by two names.
+        Some(subject) if subjects.iter().any(|known| known.name == subject.name) => {}
         Some(subject) => subjects.push(subject),
-        None => println!("SKIPPED: {} is not installed", args.fuse_overlayfs.display()),
+        None => eprintln!("SKIPPED: {name} is not installed, or does not start"),
+    };
+    if asked.is_empty() {
+        add("fuse-overlayfs", None);
     }
-    subjects.push(Subject::strata(own));
-    Ok(subjects)
+    for program in asked {
+        add(&program.display().to_string(), Subject::fuse_overlayfs(program));
+    }
+    add("unionfs-fuse", Subject::unionfs_fuse());
+    add("mergerfs", Subject::mergerfs());
+    let uring = Subject::strata_uring(own);
+    subjects.push(Subject::strata(own, uring.is_ok()));
+    match uring {
+        Ok(subject) => subjects.push(subject),
+        Err(error) => eprintln!("SKIPPED: strata over io_uring: {error:#}"),
+    }
+    subjects
 }

@@ -27,35 +27,69 @@ fn page(report: &Report) -> Result<String, std::fmt::Error> {
         "{} rounds in which everyone is measured in turn, in a mount of its own, ",
         report.rounds
     )?;
-    out.push_str("with half the distance of the quartiles beside it. All are amounts a second: more is better.\n\n");
+    out.push_str(
+        "with half the distance of the quartiles beside it. Amounts are those of a second: more is better. Figures in \
+         seconds (s) are whole jobs: less is better. \"–\": it can't do that.\n\n\
+         Rows with \"O_DIRECT\" or \"fsync\" in their names are on an ext4 in a file on a disk.\n\n",
+    );
     for (name, version) in &report.subjects {
-        writeln!(out, "- {name} {version}")?;
+        let known = name.ends_with(version.as_str());
+        writeln!(out, "- {name}{}", if known { String::new() } else { format!(" {version}") })?;
     }
-    writeln!(
-        out,
-        "- {} processors\n\n![Figures beside the kernel's](performance.svg)\n",
-        report.processors
-    )?;
-    for (at, line) in report.table().iter().enumerate() {
-        writeln!(out, "| {} |", line.join(" | "))?;
-        if at == 0 {
-            let columns: Vec<_> =
-                (0..line.len()).map(|c| if c < 2 { "---" } else { "--:" }).collect();
-            writeln!(out, "| {} |", columns.join(" | "))?;
-        }
+    writeln!(out, "- {} processors\n", report.processors)?;
+    if report.own().len() > 1 {
+        write!(
+            out,
+            "\"strata, io_uring\" is the same program, mounted while `{}` is `Y`; \"strata\" is mounted while it is `N`, \
+             as the kernel has it unless told otherwise. To switch it on, for all FUSE file systems that are mounted \
+             from then on, is the administrator's choice: `echo Y >{0}`, or `fuse.enable_uring=1` on the kernel's \
+             command line. Strata then uses it without being told.\n\n",
+            crate::subject::PARAMETER
+        )?;
     }
-    out.push_str("\n\"÷ kernel\" and the like: Strata's median divided by theirs; above 1, Strata is faster.\n");
+    out.push_str(
+        "![Figures beside the kernel's](performance.svg)\n\n## Strata beside the others\n\n",
+    );
+    out.push_str(
+        "How many times as fast as the kernel's overlayfs, and as the fastest fuse-overlayfs of that row. Above 1, \
+         Strata is faster.\n\n",
+    );
+    write_table(&mut out, &report.ratios(), 1)?;
+    out.push_str("\n## Figures\n\n");
+    write_table(&mut out, &report.figures(), 2)?;
     out.push_str("\nImages, beside podman, skopeo and containerd: [decision 022](decisions/022-figures.md).\n");
     Ok(out)
 }
 
-const LEFT: f64 = 230.0;
+/// With all but the first `left` columns to the right.
+fn write_table(out: &mut String, table: &[Vec<String>], left: usize) -> std::fmt::Result {
+    for (at, line) in table.iter().enumerate() {
+        writeln!(out, "| {} |", line.join(" | "))?;
+        if at == 0 {
+            let columns: Vec<_> =
+                (0..line.len()).map(|c| if c < left { "---" } else { "--:" }).collect();
+            writeln!(out, "| {} |", columns.join(" | "))?;
+        }
+    }
+    Ok(())
+}
+
+const LEFT: f64 = 270.0;
 const WIDTH: f64 = 560.0;
-const BAR: f64 = 9.0;
+const BAR: f64 = 6.0;
 /// The plot goes from a fiftieth of the kernel's speed to twenty times it.
 const LOW: f64 = 0.02;
 const HIGH: f64 = 20.0;
-const COLOURS: [&str; 3] = ["#8a8f98", "#d9a441", "#2f7fb8"];
+/// Of Strata, and of the others.
+const OWN: [&str; 2] = ["#2f7fb8", "#164a73"];
+const OTHERS: [&str; 4] = ["#d9a441", "#b5651d", "#9aa77f", "#c7a0b0"];
+
+fn colour(report: &Report, at: usize) -> &'static str {
+    match report.own().iter().position(|own| *own == at) {
+        Some(own) => OWN[own % OWN.len()],
+        None => OTHERS[at.saturating_sub(1) % OTHERS.len()],
+    }
+}
 
 fn plot(report: &Report) -> Result<String, std::fmt::Error> {
     let place = |ratio: f64| LEFT + WIDTH * (ratio.clamp(LOW, HIGH) / LOW).ln() / (HIGH / LOW).ln();
@@ -70,11 +104,11 @@ fn plot(report: &Report) -> Result<String, std::fmt::Error> {
     )?;
     writeln!(out, "<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>")?;
     for (at, (name, _)) in report.subjects.iter().enumerate().skip(1) {
-        let x = LEFT + 150.0 * (at - 1) as f64;
+        let x = 8.0 + 135.0 * (at - 1) as f64;
         writeln!(
             out,
             "<rect x=\"{x:.0}\" y=\"8\" width=\"10\" height=\"10\" fill=\"{}\"/>",
-            COLOURS[at.min(2)]
+            colour(report, at)
         )?;
         writeln!(out, "<text x=\"{:.0}\" y=\"17\">{name}</text>", x + 15.0)?;
     }
@@ -101,17 +135,18 @@ fn plot(report: &Report) -> Result<String, std::fmt::Error> {
             top + step / 2.0,
             line.name
         )?;
-        let Some(kernel) = line.median(0) else { continue };
         for at in 1..report.subjects.len() {
-            let Some(median) = line.median(at) else { continue };
-            let (y, end) = (top + BAR * (at - 1) as f64, place(median / kernel));
+            let (Some(median), Some(ratio)) = (line.median(at), line.ratio(at, 0)) else {
+                continue;
+            };
+            let (y, end) = (top + BAR * (at - 1) as f64, place(ratio));
             let (from, to) = (end.min(place(1.0)), end.max(place(1.0)));
             writeln!(
                 out,
                 "<rect x=\"{from:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"{}\"><title>{}: {} {}</title></rect>",
                 (to - from).max(1.0),
                 BAR - 1.0,
-                COLOURS[at.min(2)],
+                colour(report, at),
                 line.name,
                 number(median),
                 line.unit

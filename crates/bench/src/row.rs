@@ -29,6 +29,30 @@ impl Scale {
     pub const QUICK: Self = Self { dirs: 10, files: 12, big_mib: 8, ops: 100 };
 }
 
+/// Which layers a row works on.
+#[derive(Debug, Clone, Copy)]
+pub enum Ground {
+    /// Three of small files, and a big one.
+    Layers,
+    /// A big file, on a disk.
+    Disk,
+    /// One layer, which the function makes in a directory; and its name.
+    Made(&'static str, fn(&Path, &Scale) -> anyhow::Result<()>),
+    /// Those of an image, `NAME:TAG`.
+    Image(&'static str),
+}
+
+impl Ground {
+    /// Each is made once for all rows.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Layers => "layers",
+            Self::Disk => "disk",
+            Self::Made(name, _) | Self::Image(name) => name,
+        }
+    }
+}
+
 /// What a row is handed.
 #[derive(Debug)]
 pub struct Work<'a> {
@@ -38,48 +62,64 @@ pub struct Work<'a> {
     pub archive: &'a Path,
     /// How much.
     pub scale: &'a Scale,
+    /// Files and directories of the lower layers, as they are shown.
+    pub entries: usize,
 }
 
 /// One line of the report.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Row {
     /// As the report calls it.
     pub name: &'static str,
-    /// What its value counts, a second: more is better.
+    /// What its value counts, a second: more is better. Or `s`: the seconds of a whole job.
     pub unit: &'static str,
     /// Does the work; the value.
     pub run: fn(&Work) -> anyhow::Result<f64>,
+    /// What it works on.
+    pub ground: Ground,
+    /// Programs of the machine that it runs.
+    pub needs: &'static [&'static str],
+}
+
+/// One on [`Ground::Layers`].
+const fn row(name: &'static str, unit: &'static str, run: fn(&Work) -> anyhow::Result<f64>) -> Row {
+    Row { name, unit, run, ground: Ground::Layers, needs: &[] }
 }
 
 /// All rows, in the order of the report.
-pub const ROWS: &[Row] = &[
-    Row { name: "stat, cold", unit: "files/s", run: stat_cold },
-    Row { name: "stat, cold, 4 threads", unit: "files/s", run: stat_threads },
-    Row { name: "stat, warm", unit: "files/s", run: stat_warm },
-    Row { name: "names that are absent", unit: "lookups/s", run: absent },
-    Row { name: "list directories", unit: "entries/s", run: list },
-    Row { name: "find", unit: "entries/s", run: find },
-    Row { name: "tar c", unit: "files/s", run: pack },
-    Row { name: "open, read, close: lower", unit: "files/s", run: read_small },
-    Row { name: "open, read, close: upper", unit: "files/s", run: read_small_upper },
-    Row { name: "create", unit: "files/s", run: create },
-    Row { name: "rename", unit: "files/s", run: rename },
-    Row { name: "unlink", unit: "files/s", run: unlink },
-    Row { name: "unlink: lower", unit: "files/s", run: unlink_lower },
-    Row { name: "copy-up, 4 KiB", unit: "files/s", run: copy_up },
-    Row { name: "chmod -R", unit: "files/s", run: chmod },
-    Row { name: "copy-up, big file", unit: "MiB/s", run: copy_up_big },
-    Row { name: "read: lower", unit: "MiB/s", run: read_big },
-    Row { name: "read: upper", unit: "MiB/s", run: read_big_upper },
-    Row { name: "read 4 KiB at random: upper", unit: "reads/s", run: read_random },
-    Row { name: "write", unit: "MiB/s", run: write_big },
-    Row { name: "write 4 KiB at random: upper", unit: "writes/s", run: write_random_upper },
-    Row { name: "write 4 KiB at random: was lower", unit: "writes/s", run: write_random },
-    Row { name: "untar", unit: "files/s", run: untar },
-    Row { name: "rm -r", unit: "files/s", run: remove_tree },
+pub fn all() -> impl Iterator<Item = &'static Row> {
+    ROWS.iter().chain(crate::job::ROWS).chain(crate::sync::ROWS)
+}
+
+const ROWS: &[Row] = &[
+    row("stat, cold", "files/s", stat_cold),
+    row("stat, cold, 4 threads", "files/s", stat_threads),
+    row("stat, warm", "files/s", stat_warm),
+    row("names that are absent", "lookups/s", absent),
+    row("list directories", "entries/s", list),
+    row("find", "entries/s", find),
+    row("tar c", "files/s", pack),
+    row("open, read, close: lower", "files/s", read_small),
+    row("open, read, close: upper", "files/s", read_small_upper),
+    row("create", "files/s", create),
+    row("rename", "files/s", rename),
+    row("unlink", "files/s", unlink),
+    row("unlink: lower", "files/s", unlink_lower),
+    row("copy-up, 4 KiB", "files/s", copy_up),
+    row("chmod -R", "files/s", chmod),
+    row("copy-up, big file", "MiB/s", copy_up_big),
+    row("read: lower", "MiB/s", read_big),
+    row("read: upper", "MiB/s", read_big_upper),
+    row("read 4 KiB at random: upper", "reads/s", read_random),
+    row("write", "MiB/s", write_big),
+    row("write 4 KiB at random: upper", "writes/s", write_random_upper),
+    row("write 4 KiB at random: was lower", "writes/s", write_random),
+    row("untar", "files/s", untar),
+    row("rm -r", "files/s", remove_tree),
 ];
 
-fn per_second(count: usize, begun: Instant) -> f64 {
+/// How many a second, of those done since `begun`.
+pub fn per_second(count: usize, begun: Instant) -> f64 {
     count as f64 / begun.elapsed().as_secs_f64()
 }
 
@@ -121,7 +161,8 @@ impl Work<'_> {
         Ok(paths)
     }
 
-    fn big_upper(&self) -> anyhow::Result<PathBuf> {
+    /// A copy of the big file.
+    pub fn big_upper(&self) -> anyhow::Result<PathBuf> {
         let path = self.merged.join("big-upper");
         fs::copy(self.merged.join("big"), &path)?;
         Ok(path)
@@ -311,7 +352,7 @@ fn read_random(work: &Work) -> anyhow::Result<f64> {
 }
 
 /// Of blocks of the big file, in any order that is always the same.
-fn places(work: &Work) -> Vec<u64> {
+pub fn places(work: &Work) -> Vec<u64> {
     let blocks = (work.scale.big_mib as u64) << 20 >> 12;
     let next = |at: &u64| Some((at * 48_271) % 2_147_483_647);
     let order = std::iter::successors(Some(1), next).skip(1);
