@@ -18,7 +18,8 @@ pub fn write(report: &Report, dir: &Path) -> anyhow::Result<()> {
 
 fn page(report: &Report) -> Result<String, std::fmt::Error> {
     let mut out = String::from(
-        "# Performance\n\nMade by `cargo run --release -p strata-bench -- --page docs`, as root.\n\n\
+        "# Performance\n\nMade by `cargo run --release -p strata-bench -- --page docs`, as root; with `--roots DIR`, OCI \
+         layouts, for rows in the root file systems of images, and `--fuse-overlayfs PROGRAM` for each version of it.\n\n\
          Three lower layers of small files and one big one, an empty upper layer, all on a tmpfs: what is measured is \
          the union and not the disk. Each figure is the median of ",
     );
@@ -30,7 +31,9 @@ fn page(report: &Report) -> Result<String, std::fmt::Error> {
     out.push_str(
         "with half the distance of the quartiles beside it. Amounts are those of a second: more is better. Figures in \
          seconds (s) are whole jobs: less is better. \"–\": it can't do that.\n\n\
-         Rows with \"O_DIRECT\" or \"fsync\" in their names are on an ext4 in a file on a disk.\n\n",
+         Rows with \"O_DIRECT\" or \"fsync\" in their names are on an ext4 in a file on a disk. \
+         Those of importing, installing and of node-app are in root file systems whose layers Strata has pulled. mergerfs \
+         neither copies up nor hides what a lower layer has.\n\n",
     );
     for (name, version) in &report.subjects {
         let known = name.ends_with(version.as_str());
