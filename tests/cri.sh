@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # tests/cri.sh [trixie|forky]: the calls that kubelet makes, to containerd with Strata as the snapshotter of its CRI: a pod whose
-# container runs, is looked at and goes; images that the command line has are not fetched layer by layer again.
+# container runs, is looked at and goes; images that the command line has are not fetched layer by layer again. Under
+# containerd 2 also a pod whose users are others of the machine.
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/engine-lib.sh"
 images busybox:1 nginx:1 pause:1
@@ -13,6 +14,11 @@ if [ "${1:-}" = forky ]; then
   sandbox = "$host/pause:1"
 [plugins."io.containerd.cri.v1.runtime"]
   restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["@D@/cni"]
+    conf_dir = "@D@/cni"
+    use_internal_loopback = true
 EOF
 )
 else
@@ -27,6 +33,21 @@ EOF
 )
 fi
 engine "$@"
+sed -i "s,@D@,$D," "$D/config.toml"
+# A pod with users of its own needs a network of its own: here one that leads nowhere.
+mkdir "$D/cni"
+echo '{"cniVersion": "0.4.0", "name": "pods", "plugins": [{"type": "nowhere"}]}' >"$D/cni/10-nowhere.conflist"
+cat >"$D/cni/nowhere" <<'EOF'
+#!/bin/sh
+case $CNI_COMMAND in
+  ADD)
+    nsenter --net="$CNI_NETNS" ip link add "$CNI_IFNAME" type dummy
+    echo '{"cniVersion": "0.4.0", "interfaces": [{"name": "'"$CNI_IFNAME"'", "sandbox": "'"$CNI_NETNS"'"}],
+      "ips": [{"version": "4", "address": "192.0.2.2/24", "interface": 0}]}' ;;
+  VERSION) echo '{"cniVersion": "0.4.0", "supportedVersions": ["0.4.0"]}' ;;
+esac
+EOF
+chmod 755 "$D/cni/nowhere"
 namespaces=k8s.io
 CONTAINERD_NAMESPACE=k8s.io
 snapshotter --content "$D/containerd/io.containerd.content.v1.content"
@@ -61,6 +82,7 @@ with grpc.insecure_channel("unix:" + sys.argv[1]) as channel:
 EOF
 /usr/bin/python3 "$D/activate.py" "$D/activated.sock" "$STRATA" snapshotter --root "$store" >"$D/activated.log" 2>&1 &
 activated=$!
+for _ in $(seq 100); do [ -S "$D/activated.sock" ] && break; sleep 0.1; done
 /usr/bin/python3 "$D/health.py" "$D/activated.sock" >"$D/out" || { cat "$D/activated.log"; fail "no health by an inherited socket"; }
 [ "$(tr '\n' ' ' <"$D/out")" = "0801 NOT_FOUND " ] || { cat "$D/out"; fail "it is not healthy"; }
 kill "$activated"
@@ -91,6 +113,8 @@ there looks overlayfs "$host/nginx:1" >"$D/theirs"
 there ctr images rm --sync "$host/nginx:1" >/dev/null
 diff "$D/theirs" "$D/ours" >"$D/diff" || { head "$D/diff"; fail "the trees differ"; }
 call PullImage "{\"1\": {\"1\": \"$host/busybox:1\"}}" >/dev/null
+# (containerd 1.6 has no differ but its own.)
+[ -z "$differ" ] || [ "$(metric strata_layers_unpacked_total)" = 1 ] || { cat "$D/metrics"; fail "kubelet's pull is not unpacked by the store"; }
 call ListImages '{}' '.["1"] | length' >"$D/count"
 [ "$(cat "$D/count")" = 2 ] || fail "not two images"
 echo "images: $(cat "$D/count"), $(wc -l <"$D/ours") lines the same as under overlayfs"
@@ -129,6 +153,35 @@ call StopContainer "{\"1\": \"$container\", \"2\": 0}" >/dev/null
 call RemoveContainer "{\"1\": \"$container\"}" >/dev/null
 call StopPodSandbox "{\"1\": \"$sandbox\"}" >/dev/null
 call RemovePodSandbox "{\"1\": \"$sandbox\"}" >/dev/null
+
+if [ "${1:-}" = forky ]; then
+  # Root of the pod is 100000:200000 of the machine: the layers are mapped as they are mounted, and none is copied.
+  options="{\"1\": 0, \"2\": 1, \"3\": 0, \"5\": {\"1\": 0, \"2\": {\"1\": 100000, \"2\": 0, \"3\": 65536}, \"3\": {\"1\": 200000, \"2\": 0, \"3\": 65536}}}"
+  pod="{\"1\": {\"1\": \"mapped\", \"2\": \"mapped-$$\", \"3\": \"default\"}, \"3\": \"$D\", \"8\": {\"2\": {\"1\": $options}}}"
+  sandbox=$(call RunPodSandbox "{\"1\": $pod}" '.["1"][0]')
+  container=$(call CreateContainer "{\"1\": \"$sandbox\", \"3\": $pod, \"2\": {\"1\": {\"1\": \"web\"}, \"2\": {\"1\": \"$host/nginx:1\"},
+    \"3\": [\"sh\", \"-c\", \"echo new >/new; chown 33:34 /new; echo more >>/etc/passwd; rm /etc/shadow; sleep 600\"], \"11\": \"mapped.log\",
+    \"15\": {\"2\": {\"3\": $options}}}}" '.["1"][0]')
+  call StartContainer "{\"1\": \"$container\"}" >/dev/null
+  inside() { call ExecSync "{\"1\": \"$container\", \"2\": [\"sh\", \"-c\", \"$1\"], \"3\": 10}" '.["1"][0] // empty' | sed '/^$/d'; }
+  for _ in $(seq 50); do [ "$(inside '[ -e /etc/shadow ] || echo done')" != done ] || break; sleep 0.1; done
+  inside 'cat /proc/self/uid_map /proc/self/gid_map' | awk '{print $1, $2, $3}' | tr '\n' ' ' >"$D/maps"
+  [ "$(cat "$D/maps")" = '0 100000 65536 0 200000 65536 ' ] || { cat "$D/maps"; fail "the pod has no users of its own"; }
+  [ "$(inside 'stat -c %u:%g /bin/sh /etc/passwd /new /' | tr '\n' ' ')" = '0:0 0:0 33:34 0:0 ' ] || { cat "$D/answer"; fail "the owners in the pod are wrong"; }
+  inside 'find /bin/ /etc /home /opt /root /srv /usr /var -xdev -uid 65534' >"$D/nobodys"
+  [ ! -s "$D/nobodys" ] || { head "$D/nobodys"; fail "files of the image are nobody's in the pod"; }
+  upper=$(find "$store"/snapshots/*/fs -maxdepth 1 -name new)
+  upper=${upper%/new}
+  [ "$(stat -c %u:%g "$upper/new" "$upper/etc/passwd" "$upper" | tr '\n' ' ')" = '100033:200034 100000:200000 100000:200000 ' ] ||
+    { stat -c "%n %u:%g" "$upper/new" "$upper/etc/passwd" "$upper"; fail "what the pod wrote is not the machine's users'"; }
+  [ "$(find "$store"/layers/*/fs -uid +99999 | wc -l)" = 0 ] || fail "files of a layer were given away"
+  [ "$(find "$store"/snapshots/*/fs -name nginx | wc -l)" = 0 ] || fail "the image was copied"
+  call StopContainer "{\"1\": \"$container\", \"2\": 0}" >/dev/null
+  call RemoveContainer "{\"1\": \"$container\"}" >/dev/null
+  call StopPodSandbox "{\"1\": \"$sandbox\"}" >/dev/null
+  call RemovePodSandbox "{\"1\": \"$sandbox\"}" >/dev/null
+  echo "a pod whose root is another user of the machine, over mapped layers"
+fi
 for image in nginx busybox pause; do call RemoveImage "{\"1\": {\"1\": \"$host/$image:1\"}}" >/dev/null; done
 "$STRATA" rmi --root "$store" "$("$STRATA" images --root "$store" --json | jq -r '.[0].id')" >/dev/null
 ctr images ls -q | xargs -r ctr images rm --sync >/dev/null

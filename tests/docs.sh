@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The book: every page in its summary, every link leads somewhere, and each command of the tutorial does what it says there,
 # without a network: images come from a registry of this machine that stands in for Docker's.
+# mdBook itself is not run, since to build it takes minutes: what it would complain of is looked for by docs.py.
 . "$(dirname "$0")/lib.sh"
 /usr/bin/python3 "$ROOT/tests/docs.py" check "$ROOT"
 need docker-registry skopeo curl jq fusermount3

@@ -2,21 +2,28 @@
 # file system of their own. Source it behind lib.sh, then call engine.
 
 # engine [trixie|forky]: sets up the containerd that is installed (1.6), or that of Debian trixie (1.7) or forky (2.1), which
-# take a differ as well; $cri is what its configuration says of CRI, which it has not otherwise.
+# take a differ as well; $cri is what its configuration says of CRI, which it has not otherwise. $disk is the file system, and
+# its size.
 engine() {
   need containerd ctr runc skopeo python3 jq curl mount.fuse3 docker-registry
   differ=${1:-}
   [ -z "$differ" ] || [ -x "$CACHE/$differ/usr/bin/containerd" ] || skip "Debian $differ's containerd is not there (tests/tools.sh extracts it)"
-  scratch ext4 8G
+  scratch ${disk:-ext4 8G}
   mkdir "$D/bin"
   if [ -n "$differ" ]; then
     for program in bin/containerd bin/ctr bin/containerd-shim-runc-v2 sbin/dockerd bin/docker; do
       [ ! -e "$CACHE/$differ/usr/$program" ] || ln -s "$CACHE/$differ/usr/$program" "$D/bin/"
     done
+    # A newer C library than this machine's goes with forky's runtime, which is needed where mounts are mapped.
+    if [ "$differ" = forky ]; then
+      need patchelf
+      patchelf --set-interpreter "$CACHE/forky/usr/lib64/ld-linux-x86-64.so.2" --set-rpath "$CACHE/forky/usr/lib/x86_64-linux-gnu" \
+        --output "$D/bin/runc" "$CACHE/forky/usr/sbin/runc"
+    fi
     PATH=$D/bin:$PATH
   fi
   containerd --version
-  runc --version | head -n 1
+  runc --version | sed -n 1p
   strata_binary
   store=$D/strata
   socket=$D/strata.sock
@@ -145,7 +152,7 @@ also_at_end() {
     done
   done
   case $CONTAINERD_NAMESPACE in strata-*) rm -rf "/run/containerd/runc/$CONTAINERD_NAMESPACE" ;; esac
-  kill "${containerd:-}" "${snapshotter:-}" "${registry:-}" 2>/dev/null
+  kill "${containerd:-}" "${snapshotter:-}" "${activated:-}" "${registry:-}" 2>/dev/null
   # Shims outlive containerd.
   pkill -f "containerd-shim.*$address" 2>/dev/null
   wait 2>/dev/null

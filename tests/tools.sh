@@ -7,7 +7,7 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/strata-ci
 tools=$cache/tools
 export DEBIAN_FRONTEND=noninteractive
 packages=(acl attr buildah containerd crun curl dbench docker-registry e2fsprogs fuse-overlayfs fuse3 g++ groff-base jq libcap2-bin mergerfs
-  mmdebstrap openssl podman python3 python3-grpcio python3-pyte runc skopeo stress-ng uidmap umoci unionfs-fuse util-linux xfsprogs)
+  mmdebstrap openssl patchelf podman python3 python3-grpcio python3-pyte runc skopeo stress-ng uidmap umoci unionfs-fuse util-linux xfsprogs)
 
 # again COMMAND…: three times, since mirrors fail at times.
 again() {

@@ -12,6 +12,8 @@ mod health;
 mod labels;
 pub mod metrics;
 mod mounts;
+#[cfg(test)]
+mod rebase;
 mod service;
 mod unions;
 

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 
 use crate::containerd::types::Mount;
 use crate::filter::Filters;
-use crate::labels::{REFERENCE, Wanted};
+use crate::labels::{PARENT_CHAIN, REFERENCE, Wanted};
 use crate::metrics::{Metrics, count};
 use crate::mounts;
 use crate::proto::snapshots_server::Snapshots;
@@ -192,7 +192,7 @@ pub(crate) fn status(error: &Error) -> Status {
         Fault::Absent => Status::not_found(text),
         Fault::Exists => Status::already_exists(text),
         Fault::ParentNotCommitted | Fault::OtherParent => Status::invalid_argument(text),
-        Fault::NotActive | Fault::Committed | Fault::HasChildren => {
+        Fault::NotActive | Fault::Committed | Fault::HasChildren | Fault::NewParentNotCommitted => {
             Status::failed_precondition(text)
         }
     }
@@ -254,12 +254,39 @@ impl Service {
     async fn on_commit(&self, request: Request<CommitSnapshotRequest>) -> Answer<()> {
         let r = request.into_inner();
         let labels = checked(r.labels)?;
+        if !r.parent.is_empty()
+            && labels.contains_key(REFERENCE)
+            && !labels.contains_key(PARENT_CHAIN)
+        {
+            self.refuse_bound(&r.key).await?;
+        }
         self.end(r.key.clone(), move |store| {
             let parent = Some(r.parent.as_str()).filter(|parent| !parent.is_empty());
             store.commit_snapshot(&r.key, &r.name, parent, &labels)
         })
         .await?;
         Ok(Response::new(()))
+    }
+
+    /// containerd 2.2 does not say that a layer which it unpacks alone will stand on others. Into what is mounted for it then
+    /// another differ than ours unpacks no whiteouts: with a parent the snapshot would show what its layer deletes.
+    ///
+    /// Source: containerd issue 13030.
+    async fn refuse_bound(&self, key: &str) -> Result<(), Status> {
+        let name = key.to_owned();
+        let written = self.with(move |store| {
+            // What else is wrong with the snapshot, its commit says.
+            let upper = store.snapshot_stack(&name).ok().filter(|stack| stack.lowers.is_empty());
+            let first = upper.and_then(|stack| std::fs::read_dir(stack.upper).ok()?.next());
+            Ok(first.is_some())
+        });
+        if !written.await? {
+            return Ok(());
+        }
+        Err(Status::failed_precondition(format!(
+            "the snapshot {key:?} was unpacked alone by another differ than Strata's, which loses what its layer \
+             deletes: have strata-diff unpack it, or let max_concurrent_unpacks be 1"
+        )))
     }
 
     async fn on_remove(&self, request: Request<RemoveSnapshotRequest>) -> Answer<()> {

@@ -84,6 +84,9 @@ pub enum Fault {
     /// What is committed is not mounted.
     #[error("it is committed: prepare or view it to mount it")]
     Committed,
+    /// Only on what is committed can it be put when it is committed itself.
+    #[error("the parent that it is to get is not committed")]
+    NewParentNotCommitted,
     /// It has a parent already, and can't get another.
     #[error("it has another parent already")]
     OtherParent,
@@ -285,7 +288,8 @@ impl Store {
     /// Cost: one transaction, whatever is in it.
     ///
     /// # Errors
-    /// [`Error::Snapshot`]: the name is in use; `active` is absent or not active; it has another parent.
+    /// [`Error::Snapshot`]: the name is in use; `active` is absent or not active; it has another parent; the parent is absent
+    /// or not committed.
     pub fn commit_snapshot(
         &self,
         active: &str,
@@ -301,10 +305,17 @@ impl Store {
             if found.kind != Kind::Active {
                 return fault(active, Fault::NotActive);
             }
-            let parent = match parent.map(|parent| committed(txn, parent)).transpose()? {
-                None => found.parent.map(|id| row_of(txn, id)).transpose()?.flatten(),
-                Some(parent) if found.parent.is_none_or(|known| known == parent.id) => Some(parent),
-                Some(_) => return fault(active, Fault::OtherParent),
+            let parent = match (found.parent, parent) {
+                (None, None) => None,
+                (Some(known), None) => row_of(txn, known)?,
+                (Some(known), Some(parent)) => {
+                    let same = row(txn, parent)?.filter(|parent| parent.id == known);
+                    Some(same.map_or_else(|| fault(active, Fault::OtherParent), Ok)?)
+                }
+                (None, Some(parent)) => match must(txn, parent)? {
+                    parent if parent.kind == Kind::Committed => Some(parent),
+                    _ => return fault(active, Fault::NewParentNotCommitted),
+                },
             };
             let upper = self.snapshot_dir(found.id).join("fs");
             let own = found.layer.is_none() || !is_empty(&upper)?;

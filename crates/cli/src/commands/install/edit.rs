@@ -85,8 +85,14 @@ pub fn containerd(before: &str, version: Version, settings: &Settings) -> anyhow
     snapshotter.insert("address", text(&settings.address)?);
     if version >= Version(1, 7) {
         // Without this containerd copies a whole image to give its files to other users; 1.7 can't mount what is mapped.
+        // `rebase`: layers are unpacked at once and get their parents afterwards, where max_concurrent_unpacks says so.
         if version >= Version(2, 0) {
-            snapshotter.insert("capabilities", value(Array::from_iter(["remap-ids"])));
+            let known = if version >= Version(2, 2) {
+                &["remap-ids", "rebase"][..]
+            } else {
+                &["remap-ids"]
+            };
+            snapshotter.insert("capabilities", value(known.iter().copied().collect::<Array>()));
         }
         let exports = table(&mut doc, &["proxy_plugins", "strata", "exports"])?;
         exports.insert("root", text(&settings.store)?);
@@ -245,6 +251,8 @@ mod tests {
             assert!(newest.contains(part), "{part} is not in {newest}");
         }
         assert_eq!(containerd(&newest, Version(2, 1), &settings(true)).unwrap(), newest);
+        let parallel = containerd(&newest, Version(2, 2), &settings(true)).unwrap();
+        assert!(parallel.contains("capabilities = [\"remap-ids\", \"rebase\"]"), "{parallel}");
         // The default snapshotter's pulls are unpacked as before; a list that is there says it itself.
         assert_eq!(newest.matches("unpack_config").count(), 2, "{newest}");
         let list = "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n";
