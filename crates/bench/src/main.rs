@@ -1,4 +1,4 @@
-//! `strata-bench`: the same work on the kernel's overlayfs, on fuse-overlayfs and on Strata, in turn, round after round.
+//! `strata-bench`: the same work on the kernel's overlayfs, on other unions and on Strata, in turn, round after round.
 //!
 //! Reading order: [`scene`] (the layers, most on a tmpfs of their own), [`subject`] (who is measured), [`row`] (what is
 //! measured), [`job`] (whole jobs), [`sync`] (writes that wait for a disk), [`containers`] and [`store`] (containers and images, beside podman's), [`containerd`], [`report`] (medians, ratios, JSON), [`page`] (the page and the plot in docs/).
@@ -25,9 +25,11 @@ use row::Scale;
 use scene::Scene;
 use subject::Subject;
 
-/// Measure Strata beside the kernel's overlayfs and fuse-overlayfs, as root.
+/// Measure Strata beside the kernel's overlayfs, fuse-overlayfs and other unions, as root.
 #[derive(Debug, Parser)]
-#[command(after_help = "Example:\n  cargo run --release -p strata-bench -- --page docs")]
+#[command(
+    after_help = "Example:\n  cargo run --release -p strata-bench -- --roots layouts --page docs"
+)]
 struct Args {
     /// How many times everything is measured
     #[arg(long, default_value_t = 7)]

@@ -37,17 +37,16 @@ fn lower(work: &Work) -> std::path::PathBuf {
 struct Block([u8; 4096]);
 
 /// The file, copied up (all of it, or as much as a union copies for its first byte), with nothing left to be written.
-fn opened(path: &Path, flags: rustix::fs::OFlags) -> anyhow::Result<File> {
-    let file = OpenOptions::new().write(true).open(path)?;
-    file.write_all_at(b"y", 0)?;
-    rustix::fs::syncfs(&file)?;
-    drop(file);
+fn opened(path: &Path, work: &Work, flags: rustix::fs::OFlags) -> anyhow::Result<File> {
+    OpenOptions::new().write(true).open(path)?.write_all_at(b"y", 0)?;
+    // Not of the union, which FUSE does not ask to sync: of the disk, by the directory beside.
+    rustix::fs::syncfs(File::open(work.merged.parent().unwrap_or(work.merged))?)?;
     let flags = i32::try_from(flags.bits())?;
     Ok(OpenOptions::new().write(true).custom_flags(flags).open(path)?)
 }
 
 fn direct(path: &Path, work: &Work) -> anyhow::Result<f64> {
-    let file = opened(path, rustix::fs::OFlags::DIRECT)?;
+    let file = opened(path, work, rustix::fs::OFlags::DIRECT)?;
     let block = Box::new(Block([b'y'; 4096]));
     let places = places(work);
     let places = &places[..places.len().min(work.scale.ops)];
@@ -60,7 +59,7 @@ fn direct(path: &Path, work: &Work) -> anyhow::Result<f64> {
 
 /// With an fsync after each `every` writes. Of few writes where each waits.
 fn synced(path: &Path, work: &Work, every: usize) -> anyhow::Result<f64> {
-    let file = opened(path, rustix::fs::OFlags::empty())?;
+    let file = opened(path, work, rustix::fs::OFlags::empty())?;
     let places = places(work);
     let places = &places[..places.len().min(work.scale.ops / 10 * every)];
     let begun = Instant::now();
