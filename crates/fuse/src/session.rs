@@ -276,7 +276,8 @@ fn negotiate(input: &InitIn, config: &SessionConfig, uring: bool) -> (InitOut, N
     let output = InitOut {
         major: MAJOR,
         minor: MINOR,
-        max_readahead: input.max_readahead.min(MAX_WRITE),
+        // A bound: the kernel's own is smaller, until somebody raises it for this mount.
+        max_readahead: MAX_WRITE,
         flags: flags as u32,
         max_background: 64,
         congestion_threshold: 48,

@@ -12,6 +12,7 @@ mod ids;
 mod ioctl;
 mod options;
 mod passthrough;
+mod readahead;
 mod remount;
 mod serve;
 

@@ -13,6 +13,7 @@ use union::Union;
 use crate::adapter::Adapter;
 use crate::idle;
 use crate::options::{Options, Partial};
+use crate::readahead;
 
 /// Why there is no mount.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +109,9 @@ pub fn mount(options: &Options, mountpoint: &Path) -> Result<Mounted, Error> {
     match marked {
         Ok(session) => {
             adapter.connect(session.connection());
+            if let Err(error) = readahead::widen(mountpoint) {
+                tracing::debug!(%error, "the kernel reads ahead as it does by itself");
+            }
             // What the kernel writes itself is not counted.
             let counted = options.size.is_some() || options.inodes.is_some();
             if session.negotiated().has(fuse::wire::init::PASSTHROUGH) && !counted && !keeps_owners

@@ -107,3 +107,16 @@ fn a_lower_directory_is_renamed_and_keeps_what_is_in_it() {
         scene.remount();
     }
 }
+
+#[test]
+fn the_kernel_reads_ahead_by_more_than_its_own_measure() {
+    let Some(scene) = Scene::new(|lower| fs::write(lower.join("big"), vec![7; 3 << 20]).unwrap())
+    else {
+        return;
+    };
+    let dev = fs::metadata(scene.path("")).unwrap().dev();
+    let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
+    let ahead = fs::read_to_string(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"));
+    assert_eq!(ahead.unwrap().trim(), "512");
+    assert_eq!(fs::read(scene.path("big")).unwrap(), vec![7; 3 << 20]);
+}
