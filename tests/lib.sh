@@ -32,16 +32,16 @@ images() {
   done
 }
 
-# scratch [FILE SYSTEM [SIZE]]: a directory on a file system of its own, in $D; gone when the script ends.
+# scratch [FILE SYSTEM [SIZE [OPTIONS]]]: a directory on a file system of its own, in $D; gone when the script ends.
 scratch() {
-  local type=${1:-ext4} size=${2:-2G}
+  local type=${1:-ext4} size=${2:-2G} options=loop${3:+,$3}
   [ "$(id -u)" = 0 ] || skip "a loop device needs root"
   IMAGE=$(mktemp /var/tmp/strata-test.XXXXXX)
   D=$(mktemp -d /var/tmp/strata-test.XXXXXX)
   trap clean EXIT
   truncate -s "$size" "$IMAGE"
   "mkfs.$type" -q "$IMAGE"
-  mount -o loop "$IMAGE" "$D"
+  mount -o "$options" "$IMAGE" "$D"
   chmod 755 "$D"
 }
 
@@ -132,3 +132,28 @@ tree() {
 
 # whole_tree DIRECTORY: the same with times, links, devices and attributes, as the shared corpus compares trees.
 whole_tree() { python3 "$ROOT/../shared/corpus/tree.py" "$1"; }
+
+# in_machine_with_xfs_quota: goes on where this kernel keeps limits of projects on XFS; otherwise the script runs in a
+# machine whose kernel does: Debian's, emulated by QEMU, with this machine's files, which it only reads.
+in_machine_with_xfs_quota() {
+  local probe=/var/tmp/strata-probe.$$ kept= kernel=$CACHE/kernel
+  [ "$(id -u)" = 0 ] || skip "a loop device needs root"
+  mkdir "$probe"
+  truncate -s 400M "$probe.image"
+  mkfs.xfs -q "$probe.image"
+  if mount -o loop,prjquota "$probe.image" "$probe" 2>/dev/null; then kept=1; umount "$probe"; fi
+  rm -r "$probe" "$probe.image"
+  [ -z "$kept" ] || return 0
+  [ -z "${STRATA_IN_MACHINE:-}" ] || fail "the machine's kernel has no quota of XFS"
+  command -v qemu-system-x86_64 >/dev/null && [ -e "$kernel/initrd" ] ||
+    skip "this kernel has no quota of XFS, and there is no other (tests/tools.sh makes one)"
+  echo "export STRATA_IN_MACHINE=1 STRATA='$STRATA' HOME='$HOME' STRATA_REQUIRE='${STRATA_REQUIRE:-}'; exec bash '$(realpath "$0")'" \
+    >"$kernel/command.$$"
+  qemu-system-x86_64 -accel tcg,thread=multi -cpu Nehalem -smp 2 -m 4096 -display none -serial stdio -monitor none -no-reboot \
+    -kernel "$kernel/vmlinuz" -initrd "$kernel/initrd" -append "console=ttyS0 quiet panic=-1 strata=$kernel/command.$$" \
+    -virtfs "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap" </dev/null >"$kernel/said.$$" 2>&1
+  cat "$kernel/said.$$"
+  grep -qx $'the script has ended with 0\r*' "$kernel/said.$$" || { rm "$kernel"/*.$$; exit 1; }
+  rm "$kernel"/*.$$
+  exit 0
+}

@@ -6,8 +6,9 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/strata-ci
 tools=$cache/tools
 export DEBIAN_FRONTEND=noninteractive
-packages=(acl attr buildah containerd crun curl dbench docker-registry e2fsprogs fuse-overlayfs fuse3 g++ groff-base jq libcap2-bin mergerfs
-  mmdebstrap openssl patchelf podman python3 python3-grpcio python3-pyte runc skopeo stress-ng uidmap umoci unionfs-fuse util-linux xfsprogs)
+packages=(acl attr buildah busybox-static containerd cpio crun curl dbench docker-registry e2fsprogs fuse-overlayfs fuse3 g++ groff-base jq
+  kmod libcap2-bin mergerfs mmdebstrap openssl patchelf podman python3 python3-grpcio python3-pyte qemu-system-x86 runc skopeo stress-ng
+  uidmap umoci unionfs-fuse util-linux xfsprogs)
 
 # again COMMAND…: three times, since mirrors fail at times.
 again() {
@@ -38,6 +39,11 @@ done
 if [ ! -x "$cache/trixie/usr/sbin/dockerd" ]; then
   rm -rf "$cache/trixie"
   again mmdebstrap -q --variant=extract --include=containerd,docker.io,docker-cli trixie "$cache/trixie"
+fi
+
+# A kernel with quota of XFS, where this one has none.
+if [ ! -e "$cache/kernel/initrd" ]; then
+  again bash "$root/tests/kernel.sh" "$cache/kernel"
 fi
 
 # containerd 2.x and kubectl of the one after that. What it lists may be older than it says it is valid.

@@ -32,7 +32,7 @@ use store::containers::ContainerRow;
 use store::images::Image;
 
 use crate::changes::{self, Changed};
-use crate::view::{Backend, Choice, Layers, Limit, Partial};
+use crate::view::{Backend, Choice, Keeper, Layers, Limit, Partial};
 use crate::{Error, Result, volumes};
 
 /// How a container was asked to be.
@@ -95,6 +95,8 @@ pub struct Config {
     pub backend: Choice,
     /// What its writable layer may hold.
     pub limit: Limit,
+    /// The project of its writable layer, where the file system keeps the limit.
+    pub project: Option<u32>,
     /// The OCI runtime; our own launcher where there is none.
     pub runtime: Option<PathBuf>,
     /// Whether its standard files are a terminal.
@@ -187,6 +189,8 @@ pub struct State {
     pub backend: Option<Backend>,
     /// Why that way.
     pub why: String,
+    /// Who keeps the limit of its writable layer, where it has one.
+    pub limited_by: Option<String>,
 }
 
 /// What a container is doing.
@@ -262,8 +266,9 @@ impl Container {
         };
         let dir = store.writable_dir(&id);
         let created = seconds();
-        let container = Self { id, name: named, image: image.id, created, config, dir };
+        let mut container = Self { id, name: named, image: image.id, created, config, dir };
         container.furnish(&store.lower_dirs(image))?;
+        container.take_project(store)?;
         // Behind the row that keeps them: what a crash has kept from being made, a start makes.
         for volume in container.config.volumes.iter().filter(|volume| volume.anonymous) {
             volumes::make(store, volume)?;
@@ -415,6 +420,7 @@ impl Container {
             squash: false,
             volatile: self.config.remove,
             limit: self.config.limit,
+            keeper: Keeper::default(),
             partial: Partial::Off,
         })
     }
@@ -447,11 +453,13 @@ impl Container {
         if volumes {
             volumes::discard(store, self)?;
         }
+        // Before the row, which tells of it.
+        self.lift_limit()?;
         Ok(store.remove_container(&self.id)?)
     }
 
     /// Removes those that were to go at their end and have ended without it: their watcher was killed, or the power
-    /// was cut. How many. Control groups that are left of others go too.
+    /// was cut. How many. Control groups and limits that are left of others go too.
     ///
     /// # Errors
     /// As [`Container::list`] and [`Container::remove`].
@@ -467,6 +475,7 @@ impl Container {
                 removed += 1;
             }
         }
+        crate::project::lift_left(store)?;
         Ok(removed)
     }
 
@@ -480,7 +489,7 @@ impl Container {
     }
 }
 
-fn text(config: &Config) -> Result<String> {
+pub(crate) fn text(config: &Config) -> Result<String> {
     serde_json::to_string(config).map_err(|e| Error::io("write down", "the container", e))
 }
 
@@ -490,6 +499,13 @@ pub(crate) fn random_id() -> Result<String> {
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut bytes));
     read.map_err(|e| Error::io("read", path, e))?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+pub(crate) fn random_number() -> Result<u32> {
+    let mut bytes = [0; 4];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| Error::io("get", "a random number", e))?;
+    Ok(u32::from_ne_bytes(bytes))
 }
 
 /// As Docker has it.

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`changes`] (what an upper layer says), [`tree`] (copies of what is in one), [`view`] (layers shown
 //! as one directory, by the kernel or by FUSE), [`container`] (what one is), [`snapshots`] (its writable layer frozen,
-//! taken back, and mended after a crash), `freeze` (the same while it runs), [`watch`] (the process that starts one and sees it end), [`control`] (what is
+//! taken back, and mended after a crash), `freeze` (the same while it runs), [`project`] (its limit, kept by the file system), [`watch`] (the process that starts one and sees it end), [`control`] (what is
 //! done to one from outside), [`volumes`] (what outlives it), [`transfer`] and [`shown`] (its files from outside), [`attempt`] (`strata try`: a command over this
 //! machine, caught in a layer) with [`apply`] and [`others`].
 
@@ -14,6 +14,7 @@ pub mod control;
 pub mod error;
 mod freeze;
 pub mod others;
+pub mod project;
 pub mod sample;
 pub mod shown;
 pub mod snapshots;

@@ -4,7 +4,9 @@
 //! cut has kept, [`Container::mend`] makes the state of before or the one that was asked for; one that was acknowledged
 //! stays.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -45,13 +47,15 @@ impl Container {
             return Err(Error::State { name: self.name.clone(), state, advice });
         }
         let to = self.snapshot_dir(name);
+        // A frozen layer is not limited; where that fails from here on, a start sets the limit again.
+        self.lift_limit()?;
         fs::rename(self.upper(), &to).map_err(|e| Error::io("freeze", self.upper(), e))?;
         sync(&self.dir.join("snaps"))?;
         sync(&self.dir)?;
         let parent = self.config.current.replace(name.to_owned());
         let snapshot = Snapshot { name: name.to_owned(), created: seconds(), parent };
         self.config.snapshots.push(snapshot);
-        self.save(store)?;
+        self.save_with_next_project(store)?;
         self.fresh_upper(&to)
     }
 
@@ -129,8 +133,17 @@ impl Container {
         }
     }
 
-    /// What was copied while it ran, and no row says so; or copied in part.
+    /// What was copied while it ran, and no row says so; or copied in part. And what a rollback that is done has moved
+    /// away, which would count for the limit.
     fn clear_copies(&self) -> Result<()> {
+        let entries = fs::read_dir(&self.dir).map_err(|e| Error::io("list", &self.dir, e))?;
+        for entry in entries {
+            let name = entry.map_err(|e| Error::io("list", &self.dir, e))?.file_name();
+            let name = name.as_encoded_bytes();
+            if name == ASIDE.as_bytes() || name.starts_with(b"aside.") {
+                tree::remove_path(&self.dir.join(OsStr::from_bytes(name)))?;
+            }
+        }
         if let Some(copy) = self.unknown_snapshot()? {
             tree::remove_path(&copy)?;
         }
@@ -224,6 +237,7 @@ impl Container {
         let staged = self.dir.join("fresh");
         make(&staged)?;
         tree::like_root(like, &self.dir, "fresh")?;
+        self.enter_project("fresh")?;
         fs::rename(&staged, self.upper()).map_err(|e| Error::io("make", self.upper(), e))
     }
 

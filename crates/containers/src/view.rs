@@ -55,8 +55,10 @@ pub struct Layers {
     /// Nothing written needs to survive a power cut: an end does not wait for the disk, which the kernel's overlayfs
     /// otherwise does for all of the upper layer's file system.
     pub volatile: bool,
-    /// What the upper layer may hold, in bytes and in inodes: for our union alone.
+    /// What the upper layer may hold, in bytes and in inodes.
     pub limit: Limit,
+    /// Who keeps that.
+    pub keeper: Keeper,
     /// Whether a write to a big file of a lower layer may leave the rest of its data there: for our union alone.
     pub partial: Partial,
 }
@@ -80,6 +82,21 @@ pub struct Limit {
     pub inodes: Option<u64>,
 }
 
+/// Who keeps the limit of an upper layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Keeper {
+    /// Our union; why not the file system.
+    Union(String),
+    /// The file system, which has a limit for this project.
+    Project(u32),
+}
+
+impl Default for Keeper {
+    fn default() -> Self {
+        Self::Union("the upper layer has no project".to_owned())
+    }
+}
+
 /// Layers that are shown.
 #[derive(Debug)]
 pub struct Shown {
@@ -87,6 +104,8 @@ pub struct Shown {
     pub backend: Backend,
     /// Why by these, in a sentence.
     pub why: String,
+    /// Who keeps the limit of the upper layer, where it has one.
+    pub limited_by: Option<&'static str>,
     /// The process that serves them, which ends with the one that asked for it.
     pub daemon: Option<Child>,
 }
@@ -96,24 +115,34 @@ pub struct Shown {
 /// # Errors
 /// [`Error::View`] with what each means said.
 pub fn show(layers: &Layers, at: &Path, choice: Choice, exe: &Path) -> Result<Shown> {
+    let limited = layers.limit != Limit::default();
     let fuse = |why: String| {
         let daemon = serve(layers, at, exe, true)?;
-        Ok(Shown { backend: Backend::Fuse, why, daemon: Some(daemon) })
+        let limited_by = limited.then_some("union");
+        Ok(Shown { backend: Backend::Fuse, why, limited_by, daemon: Some(daemon) })
     };
     if choice == Choice::Fuse {
         return fuse("asked for".to_owned());
     }
-    if layers.limit != Limit::default() {
+    if let Keeper::Union(why) = &layers.keeper
+        && limited
+    {
+        let why = format!("a limit of size, which the kernel's overlayfs has not, and {why}");
         if choice == Choice::Kernel {
-            let why = "the kernel's overlayfs has no limit of size; try --backend fuse".to_owned();
+            let why = format!("{why}; try --backend fuse");
             return Err(Error::View { at: at.to_owned(), why });
         }
-        return fuse("a limit of size, which the kernel's overlayfs has not".to_owned());
+        return fuse(why);
     }
     match kernel(layers, at) {
         Ok(()) => {
             let why = if choice == Choice::Kernel { "asked for" } else { "the kernel can do it" };
-            Ok(Shown { backend: Backend::Kernel, why: why.to_owned(), daemon: None })
+            let mut why = why.to_owned();
+            if let Keeper::Project(project) = &layers.keeper {
+                why += &format!(", and the file system keeps the limit of the project {project}");
+            }
+            let limited_by = limited.then_some("project quota");
+            Ok(Shown { backend: Backend::Kernel, why, limited_by, daemon: None })
         }
         Err(e) if choice == Choice::Kernel => {
             let why = format!("the kernel's overlayfs said: {e}; try --backend fuse");
@@ -294,6 +323,7 @@ mod tests {
             squash: false,
             volatile: true,
             limit: Limit::default(),
+            keeper: Keeper::default(),
             partial: Partial::Off,
         };
         let parsed = mount::Options::parse(&[options(&layers)]).expect("parses").options;

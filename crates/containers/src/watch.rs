@@ -23,7 +23,7 @@ use store::Store;
 use sys::signal::Signals;
 
 use crate::container::{Config, Container, Filter, Groups, State, Volume, seconds};
-use crate::view::Partial;
+use crate::view::{Choice, Keeper, Partial};
 use crate::{Error, Result, tree, view, volumes};
 
 /// The subcommand under which a program that embeds this calls [`watch`].
@@ -117,12 +117,19 @@ fn run(
     layers.lowers.push(places(store)?);
     // Whoever reads the writable layer makes it whole first, which without privileges nobody can ask for while it runs.
     layers.partial = if layers.rootless { Partial::Off } else { Partial::Keep };
-    if container.config.backend != view::Choice::Fuse {
+    if container.config.backend != Choice::Fuse {
         container.make_whole(store)?;
     }
     container.note_start()?;
     let merged = container.dir.join("merged");
-    let mut shown = view::show(&layers, &merged, container.config.backend, exe)?;
+    layers.keeper = container.keep_limit()?;
+    let by_project = matches!(layers.keeper, Keeper::Project(_));
+    let choice = match container.config.backend {
+        // It was made where the file system keeps limits, and that is so no longer: better slower than without.
+        Choice::Kernel if container.config.project.is_some() && !by_project => Choice::Auto,
+        asked => asked,
+    };
+    let mut shown = view::show(&layers, &merged, choice, exe)?;
     for volume in &container.config.volumes {
         if volume.anonymous {
             volumes::make(store, volume)?;
@@ -137,6 +144,9 @@ fn run(
     let resources = resources(&container.config);
     let group = group(container, &resources)?;
     let mut spec = spec(container, store, &merged, rootless, group.is_some())?;
+    if by_project {
+        spec.linux.seccomp = spec.linux.seccomp.map(Seccomp::within_project);
+    }
     if let Some(group) = &group {
         spec.linux.cgroups_path = group.path().to_owned();
         spec.linux.resources = Some(resources.clone());
@@ -162,6 +172,7 @@ fn run(
         watcher: std::process::id(),
         backend: Some(shown.backend),
         why: shown.why,
+        limited_by: shown.limited_by.map(str::to_owned),
         ..State::default()
     };
     state.pid = runtime.pid(&container.dir, &child).unwrap_or(0);

@@ -39,6 +39,35 @@ pub struct Seccomp {
     pub syscalls: Vec<Rule>,
 }
 
+impl Seccomp {
+    /// The same, but files stay in their project, and directories give theirs on: by the requests and the call that their
+    /// owners could change that with. Calls have conditions that more than one rule may fulfil, for runtimes that put an
+    /// allowed call above what is said of its arguments.
+    pub fn within_project(mut self) -> Self {
+        for rule in &mut self.syscalls {
+            rule.names.retain(|name| !matches!(name.as_str(), "ioctl" | "file_setattr"));
+        }
+        // The kernel reads 32 bits of a request. What is no forbidden one differs from all of them from some bit on.
+        let mut forbidden = sys::project::SET_FLAGS.to_vec();
+        forbidden.push(sys::project::SET_ATTRIBUTES);
+        for bit in (0..32).rev().map(|bit| 1_u32 << bit) {
+            let above = !(bit | (bit - 1));
+            let others: BTreeSet<u32> =
+                forbidden.iter().map(|request| (request & (above | bit)) ^ bit).collect();
+            for other in others {
+                if forbidden.iter().any(|request| request & (above | bit) == other) {
+                    continue;
+                }
+                let (value, value_two) = ((above | bit).into(), other.into());
+                let args = vec![Argument { index: 1, value, value_two, op: Operator::MaskedEqual }];
+                let (names, action) = (vec!["ioctl".to_owned()], Action::Allow);
+                self.syscalls.push(Rule { names, action, errno_ret: None, args });
+            }
+        }
+        self
+    }
+}
+
 /// What becomes of a call.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {

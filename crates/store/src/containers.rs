@@ -162,6 +162,30 @@ impl Store {
         })
     }
 
+    /// Says of a container what `choose` makes of what is said of all, as one step: nobody says anything in between.
+    ///
+    /// # Errors
+    /// [`Error::NoContainer`]; what `choose` says, of the container.
+    pub fn choose_container_state(
+        &self,
+        id: &str,
+        choose: impl FnOnce(&[String]) -> std::result::Result<String, String>,
+    ) -> Result<()> {
+        self.meta.write(|txn| {
+            let mut query = txn.prepare_cached("SELECT state FROM containers")?;
+            let all =
+                query.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
+            let state = choose(&all).map_err(std::io::Error::other);
+            let state =
+                state.at(&self.writable_dir(id), "saying something else of the container")?;
+            let sql = "UPDATE containers SET state = ?2 WHERE id = ?1";
+            match txn.execute(sql, params![id, state])? {
+                0 => Err(no_container(id)),
+                _ => Ok(()),
+            }
+        })
+    }
+
     /// Gives a container another name.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`beneath`] (open below a root and never outside it), [`copy`] (data from one
 //! file to another by the cheapest means that the file system has), [`cut`] (the power, for tests), [`memory`], [`signal`] (being asked to
-//! end), [`counters`] (that others read), [`namespace`], [`detached`] (mounts that nobody else sees), [`seccomp`], [`error`].
+//! end), [`counters`] (that others read), [`namespace`], [`detached`] (mounts that nobody else sees), [`project`] (limits of disk space), [`seccomp`], [`error`].
 
 pub mod beneath;
 pub mod control;
@@ -17,6 +17,7 @@ pub mod memory;
 pub mod mounts;
 pub mod namespace;
 pub mod privilege;
+pub mod project;
 pub mod seccomp;
 pub mod signal;
 pub mod sync;

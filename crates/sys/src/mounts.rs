@@ -2,19 +2,28 @@
 //!
 //! Source: proc_pid_mountinfo(5); kernel `Documentation/ABI/testing/sysfs-fs-ext4`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The options of the file system with this device number, as comma-separated text; none where no mount of it is seen.
 pub fn options(device: u64) -> Option<String> {
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    options_in(&std::fs::read_to_string("/proc/self/mountinfo").ok()?, major, minor)
+    field(device, 2)
 }
 
-fn options_in(mounts: &str, major: u32, minor: u32) -> Option<String> {
+/// What the file system with this device number was mounted from; none where no mount of it is seen.
+pub fn source(device: u64) -> Option<PathBuf> {
+    field(device, 1).map(PathBuf::from)
+}
+
+/// After the optional fields: type, source, options of the file system.
+fn field(device: u64, index: usize) -> Option<String> {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    field_in(&std::fs::read_to_string("/proc/self/mountinfo").ok()?, major, minor, index)
+}
+
+fn field_in(mounts: &str, major: u32, minor: u32, index: usize) -> Option<String> {
     let device = format!("{major}:{minor}");
     let line = mounts.lines().find(|line| line.split(' ').nth(2) == Some(&*device))?;
-    // After the optional fields: type, source, options of the file system.
-    line.split_once(" - ")?.1.split(' ').nth(2).map(str::to_owned)
+    line.split_once(" - ")?.1.split(' ').nth(index).map(str::to_owned)
 }
 
 /// Whether the ext4 on this device has a journal; false where that can't be seen.
@@ -35,8 +44,9 @@ mod tests {
     fn the_options_are_those_of_the_file_system() {
         let mounts = "25 1 7:1 / / rw shared:1 - ext4 /dev/loop1 rw,data=writeback\n\
             26 25 7:11 /a\\040b /m ro - xfs /dev/loop11 rw,inode64\n";
-        assert_eq!(options_in(mounts, 7, 1).as_deref(), Some("rw,data=writeback"));
-        assert_eq!(options_in(mounts, 7, 11).as_deref(), Some("rw,inode64"));
-        assert_eq!(options_in(mounts, 7, 2), None);
+        assert_eq!(field_in(mounts, 7, 1, 2).as_deref(), Some("rw,data=writeback"));
+        assert_eq!(field_in(mounts, 7, 11, 2).as_deref(), Some("rw,inode64"));
+        assert_eq!(field_in(mounts, 7, 11, 1).as_deref(), Some("/dev/loop11"));
+        assert_eq!(field_in(mounts, 7, 2, 2), None);
     }
 }

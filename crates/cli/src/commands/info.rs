@@ -8,10 +8,14 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
+use super::place::Place;
+
 /// Show what this machine allows, and what to do about what it does not
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  strata info --json")]
 pub struct Args {
+    #[command(flatten)]
+    place: Place,
     /// Machine-readable
     #[arg(long)]
     json: bool,
@@ -28,7 +32,8 @@ pub(super) struct Fact {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let facts = facts();
+    let mut facts = facts();
+    facts.push(project_quota(&args.place.root()?));
     let mut out = std::io::stdout().lock();
     if args.json {
         serde_json::to_writer_pretty(&mut out, &facts)?;
@@ -165,6 +170,21 @@ pub(super) fn facts() -> Vec<Fact> {
             advice: Some("Raise the hard limit (ulimit -Hn 1048576): every open file is one here."),
         },
     ]
+}
+
+/// Whether the file system of the store in `root`, which need not be there yet, keeps limits of containers.
+fn project_quota(root: &Path) -> Fact {
+    let there = root.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
+    let offered = containers::project::offered(there).err();
+    Fact {
+        name: "project quota",
+        works: offered.is_none(),
+        detail: offered.unwrap_or_else(|| "the store's file system keeps limits".to_owned()),
+        advice: Some(
+            "As root, with the store on XFS that is mounted with -o prjquota, containers with --size are shown by the \
+             kernel; until then Strata counts what they write, and shows them by FUSE.",
+        ),
+    }
 }
 
 /// Major and minor of a kernel's release.

@@ -81,8 +81,19 @@ fn watcher(root: &Path, container: &Container, how: &str) -> Command {
 
 /// Starts it and waits for its end; its status.
 pub fn attached(root: &Path, container: &Container, interactive: bool) -> anyhow::Result<ExitCode> {
+    tell_of_limit(container);
     let command = watcher(root, container, "attached");
     terminal::attend(command, container.config.terminal, interactive)
+}
+
+/// Says where a limit is no longer kept by the file system.
+fn tell_of_limit(container: &Container) {
+    if let Some(why) = container.limit_unkept() {
+        let name = &container.name;
+        eprintln!(
+            "strata: {name}: its limit is counted by Strata, and no longer by the file system: {why}"
+        );
+    }
 }
 
 /// Starts it, and returns once its command runs.
@@ -90,6 +101,7 @@ pub fn detached(root: &Path, container: &Container) -> anyhow::Result<()> {
     if container.config.terminal {
         bail!("{} has a terminal, which needs somebody at it: start --attach", container.name);
     }
+    tell_of_limit(container);
     let path = container.dir.join("log");
     let log = File::options().create(true).append(true).open(&path);
     let log = log.with_context(|| format!("cannot open {path:?}"))?;

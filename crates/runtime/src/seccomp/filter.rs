@@ -423,6 +423,35 @@ mod tests {
     }
 
     #[test]
+    fn within_a_project_no_request_changes_it_and_all_others_are_made() {
+        let filter = standard(&[]).within_project();
+        let program = program(&filter).expect("a program");
+        let said = |machine: &Machine, name: &str, request: u64| {
+            let number = (machine.number)(name).expect("a call");
+            run(&program, machine.audit, number, [3, request, 0, 0, 0, 0])
+        };
+        for machine in &MACHINES {
+            for forbidden in [0x401c_5820, 0x4008_6602, 0x4004_6602] {
+                // The kernel cuts what is above.
+                for request in [forbidden, forbidden | 1 << 32, forbidden | 0xffff_ffff << 32] {
+                    assert_eq!(said(machine, "ioctl", request), NO, "{request:#x}");
+                }
+                for bit in 0..32 {
+                    let other = forbidden ^ 1 << bit;
+                    if ![0x401c_5820, 0x4008_6602, 0x4004_6602].contains(&other) {
+                        assert_eq!(said(machine, "ioctl", other), ALLOW, "{other:#x}");
+                    }
+                }
+            }
+            for request in [0, 0x5401, 0x5413, 0x801c_581f, 0x8008_6601, 0xffff_ffff] {
+                assert_eq!(said(machine, "ioctl", request), ALLOW, "{request:#x}");
+            }
+            assert_ne!(said(machine, "file_setattr", 0), ALLOW);
+            assert_eq!(said(machine, "read", 0), ALLOW);
+        }
+    }
+
+    #[test]
     fn what_is_no_filter_is_refused() {
         let argument = Argument { index: 6, value: 0, value_two: 0, op: Operator::Equal };
         let rule = Rule { names: vec!["read".into()], args: vec![argument], ..Rule::default() };
