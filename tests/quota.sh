@@ -25,6 +25,7 @@ for name in one two; do
   is "$name is shown by" "$(of $name state.backend)" kernel
   is "$name is limited by" "$(of $name state.limited_by)" 'project quota'
 done
+is 'limits in bytes and in inodes' "$(limits)" 4
 [ "$(project one)" != "$(project two)" ] || fail 'two have one project'
 strata info --json | jq -e '.[] | select(.name == "project quota").works' >/dev/null || fail 'info does not know'
 # What df shows within: bytes in all, and free ones.
@@ -161,6 +162,8 @@ strata stop -t 0 one >/dev/null
 # A removal gives all back, and nothing is left.
 strata rm one >/dev/null
 strata rmi localhost/committed >/dev/null
+# What a loss of power would bring back.
+xfs_quota -x -c 'limit -p bhard=1m 1392509000' "$D"
 strata gc >/dev/null
 for _ in $(seq 50); do [ "$(limits)" = 0 ] && break; sleep 0.1; done
 is 'limits that are left' "$(limits)" 0
