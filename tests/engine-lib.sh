@@ -144,16 +144,16 @@ also_at_end() {
   kill "${dockerd:-}" 2>/dev/null && sleep 1
   # What a failure left running, by the runtime's own books.
   local namespace container
-  for namespace in "$CONTAINERD_NAMESPACE" ${namespaces:-}; do
+  for namespace in ${CONTAINERD_NAMESPACE:-} ${namespaces:-}; do
     for container in $(runc --root "/run/containerd/runc/$namespace" list -q 2>/dev/null); do
       case $(runc --root "/run/containerd/runc/$namespace" state "$container" 2>/dev/null) in
         *"$D"*) runc --root "/run/containerd/runc/$namespace" delete -f "$container" 2>/dev/null ;;
       esac
     done
   done
-  case $CONTAINERD_NAMESPACE in strata-*) rm -rf "/run/containerd/runc/$CONTAINERD_NAMESPACE" ;; esac
+  case ${CONTAINERD_NAMESPACE:-} in strata-*) rm -rf "/run/containerd/runc/$CONTAINERD_NAMESPACE" ;; esac
   kill "${containerd:-}" "${snapshotter:-}" "${activated:-}" "${registry:-}" 2>/dev/null
   # Shims outlive containerd.
-  pkill -f "containerd-shim.*$address" 2>/dev/null
+  pkill -f "containerd-shim.*${address:-no containerd was started}" 2>/dev/null
   wait 2>/dev/null
 }
