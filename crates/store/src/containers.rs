@@ -2,7 +2,7 @@
 //! is not the store's business.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
@@ -54,7 +54,7 @@ impl Store {
     /// Adds a container on an image, with an empty writable layer: `upper` and `work` in
     /// [`Store::writable_dir`]. Where it is not `kept`, a power cut may take it back.
     ///
-    /// Cost: three directories and one transaction, whatever the image; two waits for the disk where it is kept.
+    /// Cost: three directories and one transaction, whatever the image; one wait for the disk where it is kept.
     ///
     /// # Errors
     /// [`Error::NameTaken`]; [`Error::NoImage`] where it went meanwhile.
@@ -69,17 +69,7 @@ impl Store {
         let dir = self.writable_dir(id);
         // Whoever opens the store takes a directory without a row and without this for litter.
         let lock = self.lock(&container_lock(id))?;
-        for sub in ["upper", "work"] {
-            let path = dir.join(sub);
-            self.before("making the writable layer", &path)?;
-            fs::create_dir_all(&path).at(&path, "making the writable layer")?;
-        }
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        let upper = dir.join("upper");
-        fs::set_permissions(&upper, mode).at(&upper, "making the writable layer")?;
-        if kept {
-            self.sync_new_dir(&dir)?;
-        }
+        self.make_writable_layer(&dir)?;
         let add = |txn: &Transaction<'_>| {
             let taken = txn
                 .query_row("SELECT 1 FROM containers WHERE name = ?1", [name], |_| Ok(()))
@@ -105,6 +95,34 @@ impl Store {
         }
         self.unlock(&container_lock(id), lock)?;
         added
+    }
+
+    /// Makes the directories of an empty writable layer.
+    fn make_writable_layer(&self, dir: &Path) -> Result<()> {
+        let step = "making the writable layer";
+        for sub in ["upper", "work"] {
+            let path = dir.join(sub);
+            self.before(step, &path)?;
+            fs::create_dir_all(&path).at(&path, step)?;
+        }
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        let upper = dir.join("upper");
+        fs::set_permissions(&upper, mode).at(&upper, step)
+    }
+
+    /// Makes the writable layer of a container anew that has none. A loss of power may keep a row and lose the directory
+    /// that was made before it: the database overwrites its log in place at times, and syncing that makes no other name
+    /// durable. Whatever is synced in the directory makes the directory durable too, so nothing was in it that anybody
+    /// was promised. To wait for it would cost each container a second wait for the disk.
+    pub(crate) fn remake_writable_layer(&self, id: &str) -> Result<()> {
+        let Some(lock) = self.lock_if_free(&container_lock(id))? else { return Ok(()) };
+        let dir = self.writable_dir(id);
+        let there = dir.try_exists().at(&dir, "looking for the writable layer")?;
+        if !there && self.meta.read(|txn| exists(txn, id))? {
+            tracing::warn!(container = id, "its writable layer was not on the disk: it is empty");
+            self.make_writable_layer(&dir)?;
+        }
+        self.unlock(&container_lock(id), lock)
     }
 
     /// Every container, the newest first.

@@ -15,7 +15,7 @@
 //! Invariants: a row's files are complete and on disk; a file without a row or a held lock is
 //! litter; nothing goes that a row or a living lease needs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -261,9 +261,9 @@ impl Store {
         self.forget_downloads()
     }
 
-    /// Whether `dir` may hold a directory of which `table` has no row. Every process that opens the store asks, so the
-    /// answer must not cost more with a thousand containers: a row comes after its directory and goes before it, so that
-    /// as many directories as rows means none without. btrfs does not count what is in a directory, and is always read.
+    /// Whether `dir` may hold a directory of which `table` has no row, or lack one. Every process that opens the store
+    /// asks, so the answer must not cost more with a thousand containers: a row comes after its directory and goes before
+    /// it, so that as many directories as rows means none without. btrfs does not count what is in a directory, and is always read.
     fn may_hold_litter(&self, dir: &str, table: &str) -> Result<bool> {
         let path = self.root.join(dir);
         let links = fs::metadata(&path).at(&path, "counting what is there")?.nlink();
@@ -290,21 +290,21 @@ impl Store {
         Ok(())
     }
 
-    /// Clears away writable layers without a row, likewise.
+    /// Clears away writable layers without a row, likewise, and makes those that rows lack.
     fn clear_writable_layers(&self) -> Result<()> {
-        let names = self.names("rw")?;
+        let names: HashSet<String> = self.names("rw")?.into_iter().collect();
         let known = self.meta.column("SELECT id FROM containers")?;
-        for id in names {
-            if known.contains(&id) {
-                continue;
-            }
-            let has_row = || self.meta.read(|txn| crate::containers::exists(txn, &id));
-            if let Some(lock) = self.lock_if_free(&container_lock(&id))? {
+        for id in names.difference(&known) {
+            let has_row = || self.meta.read(|txn| crate::containers::exists(txn, id));
+            if let Some(lock) = self.lock_if_free(&container_lock(id))? {
                 if !has_row()? {
-                    self.discard(&self.writable_dir(&id))?;
+                    self.discard(&self.writable_dir(id))?;
                 }
-                self.unlock(&container_lock(&id), lock)?;
+                self.unlock(&container_lock(id), lock)?;
             }
+        }
+        for id in known.difference(&names) {
+            self.remake_writable_layer(id)?;
         }
         Ok(())
     }

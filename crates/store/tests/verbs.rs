@@ -478,6 +478,12 @@ fn what_a_dead_process_left_is_cleared_at_the_next_open() {
     for (dir, kept) in [("staging", 0), ("layers", 1), ("rw", 1), ("locks", 0)] {
         assert_eq!(fs::read_dir(root.join(dir)).unwrap().count(), kept, "left in {dir}");
     }
+    // A loss of power took the directory, but not the row.
+    fs::remove_dir_all(root.join("rw").join("a".repeat(64))).unwrap();
+    drop(Store::open(&root).unwrap());
+    for sub in ["upper", "work"] {
+        assert!(root.join("rw").join("a".repeat(64)).join(sub).is_dir(), "no {sub}");
+    }
     again.empty_trash().unwrap();
     assert_eq!(fs::read_dir(root.join("trash")).unwrap().count(), 0);
 }
