@@ -194,7 +194,7 @@ impl Store {
         }
         let to = Path::new("../../layers").join(diff_id.hex()).join("fs");
         std::os::unix::fs::symlink(to, &link).at(&link, step)?;
-        rustix::fs::fsync(open_dir(&dir)?).at(&dir, step)
+        self.sync_dir(&dir, step)
     }
 
     /// Makes a committed snapshot of the chain of layers `chain` on `parent`, where the store has its uppermost layer

@@ -276,8 +276,7 @@ impl Store {
                 self.before("publishing", &to)?;
                 fs::rename(&staged.dir, &to).at(&to, "publishing the layer")?;
             }
-            self.before("syncing names", &layers)?;
-            rustix::fs::fsync(&layers_fd).at(&layers, "writing the layers to the disk")?;
+            self.sync_dir(&layers, "writing the layers to the disk")?;
         }
         let written = self.meta.write(|txn| {
             for staged in &staged {

@@ -240,7 +240,7 @@ impl Store {
             }
             fs::set_permissions(&upper, fs::Permissions::from_mode(mode & 0o7777))
                 .at(&upper, step)?;
-            self.sync_new_dir(&dir)?;
+            self.sync_dir(&dir, step)?;
             Ok(stack)
         })
     }

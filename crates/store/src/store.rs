@@ -263,7 +263,8 @@ impl Store {
 
     /// Whether `dir` may hold a directory of which `table` has no row, or lack one. Every process that opens the store
     /// asks, so the answer must not cost more with a thousand containers: a row comes after its directory and goes before
-    /// it, so that as many directories as rows means none without. btrfs does not count what is in a directory, and is always read.
+    /// it, so that as many directories as rows means none without. btrfs does not count what is in a directory, nor ext4
+    /// more than 65,000: those are always read.
     fn may_hold_litter(&self, dir: &str, table: &str) -> Result<bool> {
         let path = self.root.join(dir);
         let links = fs::metadata(&path).at(&path, "counting what is there")?.nlink();
@@ -334,11 +335,10 @@ impl Store {
         Ok(())
     }
 
-    /// Waits until a directory that was just made, and what is in it, is on the disk. A row that speaks of it comes after
-    /// that: the database overwrites its log in place at times, and syncing this says nothing of names made before it.
-    pub(crate) fn sync_new_dir(&self, dir: &Path) -> Result<()> {
-        let step = "writing a new directory to the disk";
-        self.before(step, dir)?;
+    /// Waits until a directory, and which names are in it, is on the disk. A row that speaks of them comes after that: the
+    /// database overwrites its log in place at times, and syncing this says nothing of names made before it.
+    pub(crate) fn sync_dir(&self, dir: &Path, step: &'static str) -> Result<()> {
+        self.before("syncing names", dir)?;
         rustix::fs::fsync(open_dir(dir)?).at(dir, step)
     }
 
