@@ -494,18 +494,19 @@ pub(crate) fn text(config: &Config) -> Result<String> {
 }
 
 pub(crate) fn random_id() -> Result<String> {
-    let mut bytes = [0; 32];
-    let path = "/dev/urandom";
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut bytes));
-    read.map_err(|e| Error::io("read", path, e))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(random::<32>()?.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 pub(crate) fn random_number() -> Result<u32> {
-    let mut bytes = [0; 4];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .map_err(|e| Error::io("get", "a random number", e))?;
-    Ok(u32::from_ne_bytes(bytes))
+    Ok(u32::from_ne_bytes(random()?))
+}
+
+fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let path = "/dev/urandom";
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut bytes));
+    read.map_err(|e| Error::io("read", path, e))?;
+    Ok(bytes)
 }
 
 /// As Docker has it.

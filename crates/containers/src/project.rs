@@ -55,8 +55,7 @@ pub fn offered(at: &Path) -> std::result::Result<Quota, String> {
         }
         Err(e) => return Err(e.to_string()),
     }
-    let above = File::open(at).map_err(|e| e.to_string())?;
-    match inherited(&above).map_err(|e| e.to_string())? {
+    match inherited(&quota).map_err(|e| e.to_string())? {
         None => Ok(quota),
         Some(project) => Err(format!("the store itself is in the project {project}")),
     }

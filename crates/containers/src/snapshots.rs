@@ -4,9 +4,7 @@
 //! cut has kept, [`Container::mend`] makes the state of before or the one that was asked for; one that was acknowledged
 //! stays.
 
-use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -139,9 +137,10 @@ impl Container {
         let entries = fs::read_dir(&self.dir).map_err(|e| Error::io("list", &self.dir, e))?;
         for entry in entries {
             let name = entry.map_err(|e| Error::io("list", &self.dir, e))?.file_name();
-            let name = name.as_encoded_bytes();
-            if name == ASIDE.as_bytes() || name.starts_with(b"aside.") {
-                tree::remove_path(&self.dir.join(OsStr::from_bytes(name)))?;
+            // As [`Container::aside`] names them.
+            let moved = name.as_encoded_bytes().strip_prefix(ASIDE.as_bytes());
+            if moved.is_some_and(|rest| rest.is_empty() || rest.starts_with(b".")) {
+                tree::remove_path(&self.dir.join(&name))?;
             }
         }
         if let Some(copy) = self.unknown_snapshot()? {

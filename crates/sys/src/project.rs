@@ -4,7 +4,7 @@
 //! `include/uapi/linux/{fs,quota,dqblk_xfs}.h`.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -150,6 +150,13 @@ const PROJECT_QUOTA: i8 = 2;
 #[derive(Debug)]
 pub struct Quota {
     dir: OwnedFd,
+}
+
+impl AsFd for Quota {
+    /// The directory by which they were asked for.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
 }
 
 impl Quota {
