@@ -12,14 +12,7 @@ scratch ext4 3G
 mkdir -p "$D/bin" "$D/root"
 ln -s "$STRATA" "$D/bin/fuse-overlayfs"
 export CONTAINERS_STORAGE_CONF=$D/storage.conf
-cat >"$CONTAINERS_STORAGE_CONF" <<T
-[storage]
-driver = "overlay"
-graphroot = "$D/graph"
-runroot = "$D/run"
-[storage.options.overlay]
-mount_program = "$D/bin/fuse-overlayfs"
-T
+podman_storage "$CONTAINERS_STORAGE_CONF" "$D/graph" "$D/run" "$D/bin/fuse-overlayfs"
 # A small root of this machine's own programs.
 for program in sh cat ls mkdir mv rm ln touch stat; do
   path=$(readlink -f "$(command -v "$program")")

@@ -2,7 +2,7 @@
 # What the images of the shared corpus take under containerd: every image but big:1, pulled by kubelet's call into an empty
 # containerd 1.7 on an XFS of its own, by the built-in snapshotter and by Strata's, with the blobs kept and with
 # discard_unpacked_layers. Not a test: its table is in docs/decisions/022-figures.md. As root.
-# tests/engine-figures.sh; STRATA is the program STRATA_CORPUS the corpus.
+# tests/engine-figures.sh; STRATA is the program, STRATA_CORPUS the corpus.
 . "$(dirname "$0")/lib.sh"
 CORPUS=${STRATA_CORPUS:-$CORPUS}
 

@@ -8,12 +8,7 @@ strata_binary
 scratch ext4 8G
 export STRATA_ROOT=$D/store
 export CONTAINERS_STORAGE_CONF=$D/storage.conf
-cat >"$CONTAINERS_STORAGE_CONF" <<T
-[storage]
-driver = "overlay"
-graphroot = "$D/graph"
-runroot = "$D/run"
-T
+podman_storage "$CONTAINERS_STORAGE_CONF" "$D/graph" "$D/run"
 mkdir -p "$D"/root/{etc,d/sub}
 also_at_end() { kill "$registry"; }
 at=127.0.0.1:5939

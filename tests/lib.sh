@@ -133,6 +133,13 @@ tree() {
 # whole_tree DIRECTORY: the same with times, links, devices and attributes, as the shared corpus compares trees.
 whole_tree() { python3 "$ROOT/../shared/corpus/tree.py" "$1"; }
 
+# podman_storage FILE GRAPH RUN [PROGRAM]: writes into FILE that podman has its overlay storage in the directories GRAPH and
+# RUN, mounted by PROGRAM.
+podman_storage() {
+  printf '[storage]\ndriver = "overlay"\ngraphroot = "%s"\nrunroot = "%s"\n' "$2" "$3" >"$1"
+  [ -z "${4:-}" ] || printf '[storage.options.overlay]\nmount_program = "%s"\n' "$4" >>"$1"
+}
+
 # in_machine_with_xfs_quota: goes on where this kernel keeps limits of projects on XFS; otherwise the script runs in a
 # machine whose kernel does: Debian's, emulated by QEMU, with this machine's files, which it only reads.
 in_machine_with_xfs_quota() {

@@ -17,14 +17,7 @@ skopeo copy -q "oci:$CORPUS/oci/ml:1" "oci-archive:$D/ml.tar:localhost/ml:latest
 programs=("strata $D/bin/fuse-overlayfs" "fuse-overlayfs $(command -v fuse-overlayfs)")
 for program in "${programs[@]}"; do
   read -r name path <<<"$program"
-  cat >"$D/$name.conf" <<T
-[storage]
-driver = "overlay"
-graphroot = "$D/$name"
-runroot = "$D/$name-run"
-[storage.options.overlay]
-mount_program = "$path"
-T
+  podman_storage "$D/$name.conf" "$D/$name" "$D/$name-run" "$path"
   CONTAINERS_STORAGE_CONF=$D/$name.conf podman load -q -i "$D/ml.tar" >/dev/null
 done
 run=(podman run --cgroups=disabled --network=host --runtime=crun --security-opt=seccomp=unconfined --ulimit=nofile=4096:4096 --ulimit=nproc=1024:1024)
