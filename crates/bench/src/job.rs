@@ -4,14 +4,12 @@ use std::fmt::Write;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
-
 use crate::report::SECONDS;
-use crate::row::{Ground, Row, Scale, Work, per_second};
-use crate::scene::run;
+use crate::row::{Ground, Row, Scale, Work, found_below, per_second, shared_below};
+use crate::scene::{run, timed};
 use crate::subject::Mounted;
 
 const REPOSITORY: Ground = Ground::Made("repository", repository);
@@ -40,20 +38,6 @@ const fn row(
     needs: &'static [&'static str],
 ) -> Row {
     Row { name, unit, run, ground, needs }
-}
-
-/// Runs it, and the seconds that it took. Says what it said where it fails.
-fn timed(command: &mut Command) -> anyhow::Result<(f64, Vec<u8>)> {
-    let begun = Instant::now();
-    let output = command.stdin(Stdio::null()).output();
-    let output = output.with_context(|| format!("starting {:?}", command.get_program()))?;
-    let took = begun.elapsed().as_secs_f64();
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let last = said.trim().lines().next_back().unwrap_or("");
-        bail!("{:?} failed: {}: {last}", command.get_program(), output.status);
-    }
-    Ok((took, output.stdout))
 }
 
 fn git(at: &Path) -> Command {
@@ -164,9 +148,7 @@ fn install(work: &Work) -> anyhow::Result<f64> {
 }
 
 fn find(work: &Work) -> anyhow::Result<f64> {
-    let mut find = Command::new("find");
-    let (took, said) = timed(find.arg(work.merged).args(["-printf", "%s\n"]))?;
-    Ok(said.iter().filter(|byte| **byte == b'\n').count() as f64 / took)
+    found_below(work.merged)
 }
 
 fn read_below(dir: &Path, buffer: &mut [u8]) -> anyhow::Result<usize> {
@@ -192,8 +174,7 @@ fn read(work: &Work) -> anyhow::Result<f64> {
 }
 
 fn chmod(work: &Work) -> anyhow::Result<f64> {
-    let (took, _) = timed(Command::new("chmod").args(["-R", "g+w"]).arg(work.merged))?;
-    Ok(work.entries as f64 / took)
+    Ok(work.entries as f64 / shared_below(work.merged)?)
 }
 
 fn remove(work: &Work) -> anyhow::Result<f64> {

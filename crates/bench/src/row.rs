@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use crate::scene::run;
+use crate::scene::{run, timed};
 
 /// How much work a row is.
 #[derive(Debug, Clone, Copy)]
@@ -226,12 +226,13 @@ fn list(work: &Work) -> anyhow::Result<f64> {
 }
 
 fn find(work: &Work) -> anyhow::Result<f64> {
-    let begun = Instant::now();
-    let tree = work.merged.join("tree");
-    let sizes = Command::new("find").arg(tree).args(["-printf", "%s\n"]).output()?;
-    anyhow::ensure!(sizes.status.success(), "find failed");
-    let count = sizes.stdout.iter().filter(|b| **b == b'\n').count();
-    Ok(per_second(count, begun))
+    found_below(&work.merged.join("tree"))
+}
+
+/// What find(1) finds below a directory and looks at, a second.
+pub fn found_below(tree: &Path) -> anyhow::Result<f64> {
+    let (took, sizes) = timed(Command::new("find").arg(tree).args(["-printf", "%s\n"]))?;
+    Ok(sizes.iter().filter(|byte| **byte == b'\n').count() as f64 / took)
 }
 
 fn pack(work: &Work) -> anyhow::Result<f64> {
@@ -305,9 +306,13 @@ fn copy_up(work: &Work) -> anyhow::Result<f64> {
 }
 
 fn chmod(work: &Work) -> anyhow::Result<f64> {
-    let begun = Instant::now();
-    run(Command::new("chmod").args(["-R", "g+w"]).arg(work.merged.join("tree")))?;
-    Ok(per_second(work.scale.dirs * (work.scale.files + 1), begun))
+    let count = work.scale.dirs * (work.scale.files + 1);
+    Ok(count as f64 / shared_below(&work.merged.join("tree"))?)
+}
+
+/// Lets the group write to all that is below a directory; the seconds that it took.
+pub fn shared_below(tree: &Path) -> anyhow::Result<f64> {
+    Ok(timed(Command::new("chmod").args(["-R", "g+w"]).arg(tree))?.0)
 }
 
 fn copy_up_big(work: &Work) -> anyhow::Result<f64> {

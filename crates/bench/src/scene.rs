@@ -7,7 +7,8 @@ use std::hash::{Hash, Hasher};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use store::Store;
@@ -276,4 +277,18 @@ pub fn run(command: &mut Command) -> anyhow::Result<()> {
         bail!("{:?} failed: {status}", command.get_program());
     }
     Ok(())
+}
+
+/// Runs it, and the seconds that it took. Says what it said where it fails.
+pub fn timed(command: &mut Command) -> anyhow::Result<(f64, Vec<u8>)> {
+    let begun = Instant::now();
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.with_context(|| format!("starting {:?}", command.get_program()))?;
+    let took = begun.elapsed().as_secs_f64();
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let last = said.trim().lines().next_back().unwrap_or("");
+        bail!("{:?} failed: {}: {last}", command.get_program(), output.status);
+    }
+    Ok((took, output.stdout))
 }

@@ -73,25 +73,26 @@ impl Subject {
         Some(Self::peer(format!("fuse-overlayfs {version}"), version, command, Form::Overlay))
     }
 
-    /// The union by branches that copies up, `None` where it is not installed.
+    /// The union by branches that copies up; `None` where it is not installed.
     pub fn unionfs_fuse() -> Option<Self> {
-        let (command, said) = said(vec!["unionfs".into()], "--version")?;
-        let version = said.lines().find_map(|l| l.strip_prefix("unionfs-fuse version: "));
-        let version = version.unwrap_or("?").trim().to_owned();
-        let form = Form::Branches("cow,hide_meta_files,use_ino,dev,suid,allow_other");
-        Some(Self::peer("unionfs-fuse".to_owned(), version, command, form))
+        let options = "cow,hide_meta_files,use_ino,dev,suid,allow_other";
+        Self::by_branches("unionfs", "unionfs-fuse", options)
     }
 
     /// The union by branches that neither copies up nor hides: rows that need that are none of its. `None` where it is
     /// not installed.
     pub fn mergerfs() -> Option<Self> {
-        let (command, said) = said(vec!["mergerfs".into()], "--version")?;
-        let version = said.lines().find_map(|l| l.strip_prefix("mergerfs version: "));
-        let version = version.unwrap_or("?").trim().to_owned();
-        let form = Form::Branches(
-            "use_ino,category.create=ff,minfreespace=0,cache.files=auto-full,dev,suid,allow_other",
-        );
-        Some(Self::peer("mergerfs".to_owned(), version, command, form))
+        let options =
+            "use_ino,category.create=ff,minfreespace=0,cache.files=auto-full,dev,suid,allow_other";
+        Self::by_branches("mergerfs", "mergerfs", options)
+    }
+
+    fn by_branches(program: &str, name: &str, options: &'static str) -> Option<Self> {
+        let (command, said) = said(vec![program.into()], "--version")?;
+        let start = format!("{name} version: ");
+        let version = said.lines().find_map(|line| line.strip_prefix(&start)).unwrap_or("?");
+        let (name, version) = (name.to_owned(), version.trim().to_owned());
+        Some(Self::peer(name, version, command, Form::Branches(options)))
     }
 
     fn peer(name: String, version: String, command: Vec<OsString>, form: Form) -> Self {
