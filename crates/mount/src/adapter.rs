@@ -13,7 +13,7 @@ use fuse::wire::{
 };
 use fuse::{Connection, DirSink, Errno, FileSystem, Negotiated, Request, Result};
 use rustix::fs::{FallocateFlags, OFlags, RenameFlags, SeekFrom, XattrFlags};
-use union::{Caller, NodeId, OpenDir, OpenFile, Union};
+use union::{Caller, NodeId, OpenFile, Union};
 
 use crate::attributes::{Valid, changes, device, space};
 use crate::early::{self, Early};
@@ -34,6 +34,9 @@ const WRITES: OFlags = OFlags::WRONLY.union(OFlags::RDWR).union(OFlags::TRUNC);
 /// `DT_DIR`.
 const DIRECTORY: u32 = 4;
 
+/// The offsets of `.` and `..`, which are before all places.
+const DOTS: u64 = 2;
+
 /// A union behind FUSE.
 #[derive(Debug)]
 pub(crate) struct Adapter {
@@ -44,7 +47,6 @@ pub(crate) struct Adapter {
     valid: Valid,
     ids: Ids,
     files: Handles<OpenFile>,
-    dirs: Handles<OpenDir>,
     passthrough: Passthrough,
     early: Early,
     connection: OnceLock<Connection>,
@@ -79,7 +81,6 @@ impl Adapter {
             ids: Ids::new(options),
             union,
             files: Handles::new(),
-            dirs: Handles::new(),
             passthrough: Passthrough::default(),
             early: Early::new(),
             connection: OnceLock::new(),
@@ -441,46 +442,40 @@ impl FileSystem for Adapter {
         ioctl::answer(&self.union, node(request), self.read_only, input.cmd, data, out)
     }
 
-    fn opendir(&self, request: &Request, _: &OpenIn) -> Result<OpenOut> {
-        let open = self.union.open_dir(node(request)).map_err(refused)?;
-        let fh = self.dirs.insert(open);
-        // The kernel drops its copy of a listing itself when it changes the directory.
-        Ok(OpenOut { fh, open_flags: fopen::CACHE_DIR | fopen::KEEP_CACHE, backing_id: 0 })
-    }
+    // OPENDIR is not answered: the kernel asks it no more from then on, nor RELEASEDIR, and keeps every listing until it
+    // changes the directory itself.
 
-    fn readdir(
-        &self,
-        request: &Request,
-        handle: u64,
-        offset: u64,
-        sink: &mut DirSink,
-    ) -> Result<()> {
-        let dir = self.dirs.get(handle)?;
-        let names = self.union.read_dir(&dir, offset == 0).map_err(refused)?;
-        let own = self.union.shown_ino_of(node(request));
-        let above = self.union.shown_ino_of_parent(node(request));
+    fn readdir(&self, request: &Request, _: u64, offset: u64, sink: &mut DirSink) -> Result<()> {
+        let dir = node(request);
+        let names = self.union.read_dir(dir, offset == 0).map_err(refused)?;
+        let own = self.union.shown_ino_of(dir);
+        let above = self.union.shown_ino_of_parent(dir);
         for (next, dots, ino) in [(1, ".", own), (2, "..", above)] {
             if offset < next && !sink.push(OsStr::new(dots), ino, DIRECTORY, next, None) {
                 return Ok(());
             }
         }
-        let skip = usize::try_from(offset).unwrap_or(usize::MAX).saturating_sub(2);
-        for (index, entry) in names.iter().enumerate().skip(skip) {
+        let place = u32::try_from(offset.saturating_sub(DOTS)).unwrap_or(u32::MAX);
+        let rest = names.after(place);
+        if rest.is_empty() {
+            self.union.read_to_end(dir);
+        }
+        for entry in rest {
             if !sink.fits(&entry.name) {
                 break;
             }
-            let next = index as u64 + 3;
+            let next = u64::from(entry.place) + DOTS;
             let kind = entry.kind.as_raw_mode() >> 12;
             if !sink.plus() {
                 sink.push(&entry.name, entry.ino, kind, next, None);
                 continue;
             }
-            match self.union.lookup_entry(&dir, &entry.name) {
+            match self.union.lookup_entry(dir, &entry.name) {
                 Ok(Some(found)) => {
                     let found = self.entry(found);
                     sink.push(&entry.name, found.attr.ino, kind, next, Some(&found));
                 }
-                // It went away since the directory was opened.
+                // It went away since the listing was taken.
                 Ok(None) => {}
                 // The name without attributes: whoever wants them sees the error.
                 Err(_) => {
@@ -491,14 +486,8 @@ impl FileSystem for Adapter {
         Ok(())
     }
 
-    fn releasedir(&self, _: &Request, handle: u64) {
-        if let Some(dir) = self.dirs.remove(handle) {
-            self.union.close_dir(&dir);
-        }
-    }
-
-    fn fsyncdir(&self, _: &Request, handle: u64, _: bool) -> Result<()> {
-        self.union.fsync_dir(&*self.dirs.get(handle)?).map_err(refused)
+    fn fsyncdir(&self, request: &Request, _: u64, _: bool) -> Result<()> {
+        self.union.fsync_dir(node(request)).map_err(refused)
     }
 
     fn statfs(&self, _: &Request) -> Result<Kstatfs> {

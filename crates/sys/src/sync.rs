@@ -13,9 +13,24 @@ use crate::{Error, Result};
 /// # Errors
 /// The kernel's.
 pub fn start(fd: impl AsFd) -> Result<()> {
+    range(fd, libc::SYNC_FILE_RANGE_WRITE)
+}
+
+/// Waits until the disk has got what is changed of a file, and not that it keeps it: neither is its cache flushed, nor is
+/// written where the file's blocks are.
+///
+/// Source: sync_file_range(2), "Warning".
+///
+/// # Errors
+/// The kernel's, the disk's.
+pub fn hand_over(fd: impl AsFd) -> Result<()> {
+    let before = libc::SYNC_FILE_RANGE_WAIT_BEFORE;
+    range(fd, before | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER)
+}
+
+fn range(fd: impl AsFd, flags: libc::c_uint) -> Result<()> {
     // SAFETY: the call takes a descriptor, which is open, and numbers.
-    let result =
-        unsafe { libc::sync_file_range(fd.as_fd().as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+    let result = unsafe { libc::sync_file_range(fd.as_fd().as_raw_fd(), 0, 0, flags) };
     if result == 0 {
         return Ok(());
     }

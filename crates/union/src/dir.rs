@@ -1,21 +1,20 @@
 //! Listings: each name of a merged directory once, whatever layer shows it.
 //!
-//! An open directory is a snapshot, taken when it is first read and again when it is read from the
-//! start: names keep their places while it is read, as telldir(3) and seekdir(3) want.
+//! Nobody tells when a directory is opened and closed: it is a snapshot that is taken whenever it is read from the start,
+//! and [remembered](crate::listings) for who reads on.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use layer::{Kind, WANTED, mark};
-use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Dir, FileType, statx};
 use rustix::io::Errno;
 
 use crate::error::{Result, Step, refused};
+use crate::listings::Listing;
 use crate::node::{Node, NodeId};
 use crate::stack::{Entry, Union, device};
 
@@ -28,64 +27,41 @@ pub struct DirEntry {
     pub ino: u64,
     /// Its kind.
     pub kind: FileType,
-}
-
-/// An open directory of a union. It must go back through [`Union::close_dir`].
-#[derive(Debug)]
-pub struct OpenDir {
-    node: Arc<Node>,
-    listing: Mutex<Option<Arc<Vec<DirEntry>>>>,
-}
-
-impl OpenDir {
-    /// The node that is open.
-    pub fn node(&self) -> NodeId {
-        self.node.id
-    }
+    /// Where it is in the listing: 1 or more, growing, and another's never.
+    pub place: u32,
 }
 
 impl Union {
-    /// Opens a directory.
-    ///
-    /// # Errors
-    /// ENOTDIR, ESTALE.
-    pub fn open_dir(&self, node: NodeId) -> Result<Arc<OpenDir>> {
-        let node = self.node(node)?;
-        if !node.is_dir() {
-            return Err(refused(&node.path().unwrap_or_default(), Errno::NOTDIR));
-        }
-        node.opens.fetch_add(1, Ordering::AcqRel);
-        Ok(Arc::new(OpenDir { node, listing: Mutex::default() }))
-    }
-
-    /// Ends an open directory.
-    pub fn close_dir(&self, open: &OpenDir) {
-        self.table.closed(&open.node);
-    }
-
-    /// The names of an open directory, `.` and `..` not among them; `anew` takes a new snapshot.
+    /// The names of a directory, `.` and `..` not among them. `from_start` takes a new snapshot; otherwise it is the last
+    /// one as long as it is remembered, in which those that remained have kept their places.
     ///
     /// Cost of a snapshot: the names of every layer of the directory, read once.
     ///
     /// # Errors
-    /// A layer's own: a directory that can't be read is never shown as an empty one.
-    pub fn read_dir(&self, open: &OpenDir, anew: bool) -> Result<Arc<Vec<DirEntry>>> {
-        let mut listing = open.listing.lock();
-        if let Some(known) = listing.as_ref().filter(|_| !anew) {
-            return Ok(Arc::clone(known));
+    /// ENOTDIR, ESTALE; a layer's own: a directory that can't be read is never shown as an empty one.
+    pub fn read_dir(&self, node: NodeId, from_start: bool) -> Result<Arc<Listing>> {
+        if !from_start && let Some(known) = self.listings.get(node) {
+            return Ok(known);
         }
-        let _names = open.node.names.read();
-        let entries = Arc::new(self.list(&open.node)?);
-        *listing = Some(Arc::clone(&entries));
-        Ok(entries)
+        let dir = self.node(node)?;
+        if !dir.is_dir() {
+            return Err(refused(&dir.path().unwrap_or_default(), Errno::NOTDIR));
+        }
+        let _names = dir.names.read();
+        Ok(self.listings.put(node, self.list(&dir)?))
     }
 
-    /// One entry of an open directory as a lookup of it gives; none where it has gone since.
+    /// Somebody has got the last name of a directory: what is remembered of it is not so urgent any more.
+    pub fn read_to_end(&self, dir: NodeId) {
+        self.listings.read(dir);
+    }
+
+    /// One entry of a directory as a lookup of it gives; none where it has gone since.
     ///
     /// # Errors
     /// As [`Union::lookup`], but for ENOENT.
-    pub fn lookup_entry(&self, open: &OpenDir, name: &OsStr) -> Result<Option<Entry>> {
-        match self.lookup(open.node.id, name) {
+    pub fn lookup_entry(&self, dir: NodeId, name: &OsStr) -> Result<Option<Entry>> {
+        match self.lookup(dir, name) {
             Ok(entry) => Ok(Some(entry)),
             Err(e) if e.errno() == Errno::NOENT => Ok(None),
             Err(e) => Err(e),
@@ -96,12 +72,15 @@ impl Union {
     ///
     /// # Errors
     /// The backing file system's own.
-    pub fn fsync_dir(&self, open: &OpenDir) -> Result<()> {
-        if self.upper.as_ref().is_none_or(|upper| upper.volatile) || !open.node.body.read().upper {
+    pub fn fsync_dir(&self, dir: NodeId) -> Result<()> {
+        let dir = self.node(dir)?;
+        let gone = dir.place().is_none() && dir.id != NodeId::ROOT;
+        if gone || self.upper.as_ref().is_none_or(|upper| upper.volatile) || !dir.body.read().upper
+        {
             return Ok(());
         }
-        let fd = self.upper_dir(&open.node)?;
-        rustix::fs::fsync(&*fd).map_err(|e| self.fail(&open.node, Step::Change, "fsync", e))
+        let fd = self.upper_dir(&dir)?;
+        rustix::fs::fsync(&*fd).map_err(|e| self.fail(&dir, Step::Change, "fsync", e))
     }
 
     /// The names of a directory whose `names` is held.
@@ -166,7 +145,7 @@ impl Union {
                     }
                     None => self.shown_ino(device, entry.ino()),
                 };
-                shown.push(DirEntry { name: name.to_owned(), ino, kind });
+                shown.push(DirEntry { name: name.to_owned(), ino, kind, place: 0 });
             }
             if merges {
                 decided.extend(shown[from..].iter().map(|entry| (entry.name.clone(), ())));

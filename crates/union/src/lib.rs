@@ -1,8 +1,8 @@
 //! The union of layers: what is shown, and how it changes. It knows nothing of FUSE.
 //!
 //! Reading order: [`resolve`] (pure: what layers say, folded), `place` and `node` (what is known of what
-//! somebody holds), `dirs`, `stack` and `find` (find names and inodes), `attr`, `dir` and `file` (what is shown),
-//! `upper`, `copy_up`, `unsynced`, `partial`, `complete`, `below`, `origin`, `index` and `owners` (how the upper layer gets it), `create`, `in_place`, `remove`, `rename`, `xattr`, `flags`, `counts`.
+//! somebody holds), `dirs`, `stack` and `find` (find names and inodes), `attr`, `dir`, `listings` and `file` (what is shown),
+//! `upper`, `copy_up`, `disk`, `unsynced`, `partial`, `complete`, `below`, `origin`, `index` and `owners` (how the upper layer gets it), `create`, `in_place`, `remove`, `rename`, `xattr`, `flags`, `counts`.
 
 mod attr;
 mod below;
@@ -12,12 +12,14 @@ mod counts;
 mod create;
 mod dir;
 mod dirs;
+mod disk;
 pub mod error;
 mod file;
 mod find;
 mod flags;
 mod in_place;
 mod index;
+mod listings;
 mod node;
 mod origin;
 mod owners;
@@ -36,9 +38,10 @@ mod xattr;
 pub use attr::{Attr, NewTime, SetAttr, Time};
 pub use counts::Counted;
 pub use create::Caller;
-pub use dir::{DirEntry, OpenDir};
+pub use dir::DirEntry;
 pub use error::{Error, Result, Step};
 pub use file::{Backing, OpenFile};
+pub use listings::Listing;
 pub use node::NodeId;
 pub use space::Limits;
 pub use stack::{Config, Entry, Union};

@@ -49,6 +49,8 @@ pub(crate) struct Partial {
     /// Grows with every change.
     changes: AtomicU64,
     volatile: bool,
+    /// The file system [overwrites in place](crate::disk::overwrites_in_place): data and sidecar need but one wait.
+    in_place: bool,
     state: Mutex<State>,
 }
 
@@ -216,15 +218,17 @@ impl Partial {
         if self.volatile {
             return Ok(());
         }
-        if data_only {
-            fdatasync(&self.data)?
+        let sync = |data: &OwnedFd| if data_only { fdatasync(data) } else { fsync(data) };
+        if !state.dirty {
+            return sync(&self.data);
+        }
+        if self.in_place {
+            state.sidecar.sync_with(&self.data, sync)?;
         } else {
-            fsync(&self.data)?
-        }
-        if state.dirty {
+            sync(&self.data)?;
             state.sidecar.sync()?;
-            state.dirty = false;
         }
+        state.dirty = false;
         Ok(())
     }
 

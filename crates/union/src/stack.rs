@@ -17,6 +17,7 @@ use crate::counts::Counts;
 use crate::dirs::{DirCache, LayerDir};
 use crate::error::{Error, Result, Step, call, refused};
 use crate::find::Name;
+use crate::listings::Listings;
 use crate::node::{Body, Candidate, Inode, Node, NodeId, Table};
 use crate::partial::{ATTRIBUTE, Partials};
 use crate::place::{Part, Place};
@@ -69,6 +70,7 @@ pub struct Union {
     /// Grows by one before a directory gets another path and by one after it.
     pub(crate) moves: AtomicU64,
     pub(crate) dirs: DirCache,
+    pub(crate) listings: Listings,
     /// The file systems of the layers; an inode number is unique on one.
     devices: Vec<u64>,
     /// The same with their UUIDs; none where the kernel does not tell.
@@ -171,6 +173,7 @@ impl Union {
             moving: Mutex::default(),
             moves: AtomicU64::new(0),
             dirs,
+            listings: Listings::default(),
             devices,
             file_systems,
         })
@@ -263,6 +266,7 @@ impl Union {
         let (unknown, dropped) = self.table.forget(node, count);
         for dropped in dropped {
             self.drop_dirs(dropped);
+            self.listings.forget(dropped);
         }
         unknown
     }

@@ -19,12 +19,13 @@ use std::time::Duration;
 use layer::Layer;
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Statx, fdatasync, fstat, fstatfs, fsync,
-    ftruncate, linkat, mkdirat, openat, seek, statat, unlinkat,
+    AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Statx, fdatasync, fstat, fsync, ftruncate,
+    linkat, mkdirat, openat, seek, statat, unlinkat,
 };
 use rustix::io::Errno;
 
 use crate::complete::READ;
+use crate::disk;
 use crate::error::{Error, Result, Step, call};
 use crate::node::Node;
 use crate::place::Part;
@@ -43,10 +44,6 @@ const LARGEST: u64 = 1 << 20;
 
 /// Copies that may be unsynced: the next one waits for all of them.
 const MOST: usize = 2048;
-
-/// ext4, with a journal, and XFS.
-const EXT4: i64 = 0xef53;
-const XFS: i64 = 0x5846_5342;
 
 /// The copies that are not synced.
 #[derive(Debug)]
@@ -98,22 +95,6 @@ impl Note {
     }
 }
 
-/// Whether the file system behind `work` keeps what this module rests on.
-fn in_order(work: &OwnedFd) -> Io<bool> {
-    match fstatfs(work)?.f_type as i64 {
-        XFS => Ok(true),
-        EXT4 => {
-            let stat = fstat(work)?;
-            let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
-            // Blocks of a file may hold anything after a loss of power where data does not come before its metadata.
-            let options = sys::mounts::options(stat.st_dev);
-            let ordered = options.is_some_and(|o| !o.split(',').any(|o| o == "data=writeback"));
-            Ok(ordered && sys::mounts::ext4_journal(major, minor))
-        }
-        _ => Ok(false),
-    }
-}
-
 impl Unsynced {
     /// Makes good what a loss of power has taken from copies of the last union on this upper layer. None where copies
     /// have to be waited for, or need not be.
@@ -137,7 +118,7 @@ impl Unsynced {
             make_good(&notes, layers)?;
         }
         unsynced.unmark().map_err(fail)?;
-        let usable = wanted && in_order(&unsynced.work).map_err(fail)?;
+        let usable = wanted && disk::keeps_order(&unsynced.work).map_err(fail)?;
         Ok(usable.then_some(unsynced))
     }
 

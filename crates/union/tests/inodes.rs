@@ -67,12 +67,10 @@ fn numbers(union: &Union, names: &[&str]) -> BTreeMap<String, u64> {
 
 /// As listings have them, which nobody looked up before.
 fn listed(union: &Union, dir: &str) -> BTreeMap<String, u64> {
-    let open =
-        union.open_dir(if dir.is_empty() { NodeId::ROOT } else { node(union, dir) }).unwrap();
-    let names = union.read_dir(&open, true).unwrap();
-    union.close_dir(&open);
+    let dir = if dir.is_empty() { NodeId::ROOT } else { node(union, dir) };
+    let names = union.read_dir(dir, true).unwrap();
     let name = |entry: &union::DirEntry| entry.name.to_str().unwrap().to_owned();
-    names.iter().map(|entry| (name(entry), entry.ino)).collect()
+    names.entries().iter().map(|entry| (name(entry), entry.ino)).collect()
 }
 
 #[test]

@@ -163,13 +163,8 @@ fn tree_of_directory(root: &Path, at: &Path, tree: &mut Tree) {
 }
 
 fn tree_of_union(union: &Union, at: &Path, tree: &mut Tree) {
-    let entries = on(union, at, |node| {
-        let dir = union.open_dir(node)?;
-        let entries = union.read_dir(&dir, false)?;
-        union.close_dir(&dir);
-        Ok(entries)
-    });
-    for entry in entries.expect("a directory").iter() {
+    let listing = on(union, at, |node| union.read_dir(node, true)).expect("a directory");
+    for entry in listing.entries() {
         let path = at.join(&entry.name);
         let attr = on(union, &path, |node| union.getattr(node));
         let attr = attr.unwrap_or_else(|e| panic!("readdir shows {path:?}, stat does not: {e}"));

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use super::chunks::{Chunks, mask};
 use super::sidecar::{Map, Origin, Sidecar};
 use super::{Partial, Result, State};
+use crate::disk::{self, EXT4, XFS};
 use crate::upper::DIRECTORY;
 
 /// The attribute of a partial file, behind the namespace's prefix; its value is the number of its sidecar.
@@ -32,7 +33,7 @@ const MOST_CHUNKS: u64 = 1 << 21;
 const CHUNK: u64 = 4096;
 
 /// File systems that tell data from holes, and make no holes of what was written: ext4, XFS, btrfs, tmpfs.
-const EXACT: [i64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
+const EXACT: [i64; 4] = [EXT4, XFS, 0x9123_683e, 0x0102_1994];
 
 /// Where a copy-up takes its data from.
 pub(crate) struct Source<'s> {
@@ -51,6 +52,7 @@ pub(crate) struct Partials {
     /// New ones are made.
     on: bool,
     volatile: bool,
+    in_place: bool,
     /// There may be some.
     any: AtomicBool,
     next: AtomicU64,
@@ -64,11 +66,13 @@ impl Partials {
         let work =
             work.try_clone().map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::MFILE))?;
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let in_place = disk::overwrites_in_place(&work)?;
         let partials = Self {
             work,
             attribute,
             on: on && exact,
             volatile,
+            in_place,
             any: AtomicBool::new(true),
             next: AtomicU64::new(now.map_or(1, |now| now.as_nanos() as u64)),
             files: Mutex::default(),
@@ -155,6 +159,7 @@ impl Partials {
             complete: AtomicBool::new(false),
             changes: AtomicU64::new(0),
             volatile: self.volatile,
+            in_place: self.in_place,
             state: Mutex::new(State { sidecar, whole, dirty: false }),
         }
     }
@@ -186,7 +191,7 @@ impl Partials {
         }
         let gone = |e| if e == Errno::NOENT { Errno::UCLEAN } else { e };
         let dir = self.dir()?.ok_or(Errno::UCLEAN)?;
-        let (sidecar, valid) = Sidecar::open(&dir, &name(id)).map_err(gone)?;
+        let (sidecar, valid) = Sidecar::open(&dir, &name(id), self.volatile).map_err(gone)?;
         let origin = &sidecar.origin;
         let lower = lower(origin.layer, &origin.path).map_err(gone)?;
         let stat = fstat(&lower)?;

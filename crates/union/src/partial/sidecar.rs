@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use rustix::fs::{Mode, OFlags, fdatasync, fsync, ftruncate, openat};
+use rustix::fs::{Mode, OFlags, SeekFrom, fdatasync, fsync, ftruncate, openat, seek};
 use rustix::io::Errno;
 
 use crate::transfer::{read_some, write_some};
@@ -20,6 +20,8 @@ const SLOTS: [u64; 2] = [8192, 12288];
 /// Where the maps begin.
 const MAPS: u64 = 16384;
 const FIXED: usize = 56;
+/// Bytes of a map that are written as the sidecar is made, so that what is written later goes where there are blocks.
+const READY: u64 = 1 << 20;
 
 /// What a partial file is completed from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +63,10 @@ pub(super) struct Sidecar {
     pub origin: Origin,
     /// Of the slot that was written last.
     sequence: u64,
+    /// The bytes that have their blocks, and these on the disk.
+    solid: u64,
+    /// Something was written behind them that is not on the disk.
+    grew: bool,
 }
 
 impl Sidecar {
@@ -88,21 +94,25 @@ impl Sidecar {
         header[FIXED..FIXED + path.len()].copy_from_slice(path);
         let sum = sum(&header[..HEADER - 8]).to_le_bytes();
         header[HEADER - 8..].copy_from_slice(&sum);
-        let mut sidecar = Self { fd, origin, sequence: 0 };
+        let mut sidecar = Self { fd, origin, sequence: 0, solid: 0, grew: false };
+        let map = sidecar.origin.map();
+        header.resize(usize::try_from(MAPS + map.min(READY)).map_err(|_| Errno::FBIG)?, 0);
         write_all(&sidecar.fd, &header, 0)?;
         sidecar.set_valid(sidecar.origin.size)?;
-        ftruncate(&sidecar.fd, MAPS + 2 * sidecar.origin.map())?;
+        ftruncate(&sidecar.fd, MAPS + 2 * map)?;
         if !volatile {
             fsync(&sidecar.fd)?;
         }
+        sidecar.solid = header.len() as u64;
+        sidecar.grew = false;
         Ok(sidecar)
     }
 
-    /// Opens one, and the length up to which the lower file counts.
+    /// Opens one, and the length up to which the lower file counts. Waits for the disk unless `volatile`.
     ///
     /// # Errors
     /// EUCLEAN for one that is damaged.
-    pub fn open(dir: &OwnedFd, name: &OsStr) -> Result<(Self, u64), Errno> {
+    pub fn open(dir: &OwnedFd, name: &OsStr, volatile: bool) -> Result<(Self, u64), Errno> {
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = openat(dir, name, flags, Mode::empty())?;
         let mut header = vec![0; HEADER];
@@ -131,7 +141,13 @@ impl Sidecar {
         let newest = first?.into_iter().chain(second?).max();
         let (sequence, valid) = newest.ok_or(Errno::UCLEAN)?;
         let valid = valid.min(origin.size);
-        Ok((Self { fd, origin, sequence }, valid))
+        // What another process wrote may have blocks that are not on the disk.
+        let solid = if volatile {
+            0
+        } else {
+            fdatasync(&fd).and_then(|()| seek(&fd, SeekFrom::Hole(0)))?
+        };
+        Ok((Self { fd, origin, sequence, solid, grew: false }, valid))
     }
 
     /// Says, without waiting for the disk, up to where the lower file counts.
@@ -142,7 +158,7 @@ impl Sidecar {
         slot[8..16].copy_from_slice(&valid.to_le_bytes());
         let sum = sum(&slot[..16]).to_le_bytes();
         slot[16..].copy_from_slice(&sum);
-        write_all(&self.fd, &slot, SLOTS[usize::from(self.sequence % 2 == 1)])
+        self.put(&slot, SLOTS[usize::from(self.sequence % 2 == 1)])
     }
 
     pub fn read(&self, map: Map) -> Result<Vec<u64>, Errno> {
@@ -153,13 +169,39 @@ impl Sidecar {
     }
 
     /// Writes some words of a map, without waiting for the disk.
-    pub fn write(&self, map: Map, first: usize, words: &[u64]) -> Result<(), Errno> {
+    pub fn write(&mut self, map: Map, first: usize, words: &[u64]) -> Result<(), Errno> {
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        write_all(&self.fd, &bytes, self.at(map) + 8 * first as u64)
+        self.put(&bytes, self.at(map) + 8 * first as u64)
     }
 
-    pub fn sync(&self) -> Result<(), Errno> {
-        fdatasync(&self.fd)
+    fn put(&mut self, bytes: &[u8], at: u64) -> Result<(), Errno> {
+        self.grew |= at + bytes.len() as u64 > self.solid;
+        write_all(&self.fd, bytes, at)
+    }
+
+    /// Waits until it is on the disk.
+    pub fn sync(&mut self) -> Result<(), Errno> {
+        fdatasync(&self.fd)?;
+        self.grew = false;
+        Ok(())
+    }
+
+    /// As [`Sidecar::sync`], by way of `other`'s, which waits for the disk anyway: on a file system that
+    /// [overwrites in place](crate::disk::overwrites_in_place).
+    pub fn sync_with(
+        &mut self,
+        other: &OwnedFd,
+        sync: impl FnOnce(&OwnedFd) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        if self.grew {
+            sync(other)?;
+            return self.sync();
+        }
+        for fd in [&self.fd, other] {
+            sys::sync::start(fd).map_err(|e| e.source)?;
+        }
+        sys::sync::hand_over(&self.fd).map_err(|e| e.source)?;
+        sync(other)
     }
 
     fn at(&self, map: Map) -> u64 {
