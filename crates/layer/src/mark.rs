@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{XattrFlags, fgetxattr, fsetxattr};
+use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fsetxattr};
 use rustix::io::Errno;
 
 /// Where the union's own attributes live.
@@ -46,6 +46,24 @@ pub enum Opaque {
     Yes,
     /// `x`: not opaque, but files in it may be attribute whiteouts.
     Whiteouts,
+}
+
+/// Whether the file or directory behind `fd` may have a mark: one call in place of one for each, and almost nothing has.
+///
+/// # Errors
+/// As [`opaque`].
+pub fn any(fd: impl AsFd, namespace: Namespace) -> Result<bool, Errno> {
+    let prefix = namespace.attribute("");
+    let mut names = [0; 512];
+    match flistxattr(fd, &mut names) {
+        Ok(len) => Ok(names[..len].split(|byte| *byte == 0).any(|name| {
+            name.starts_with(prefix.as_bytes())
+                || FOREIGN_OPAQUE.iter().any(|foreign| foreign.as_bytes() == name)
+        })),
+        // More than fit, or a file system that shows no list.
+        Err(Errno::RANGE | Errno::OPNOTSUPP) => Ok(true),
+        Err(e) => Err(e),
+    }
 }
 
 /// Reads the opaque mark of the directory behind `dir`.

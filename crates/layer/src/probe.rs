@@ -38,6 +38,21 @@ pub struct Probe {
     pub stat: Option<Statx>,
     /// The directory itself, `O_RDONLY`, where the name is one.
     pub dir: Option<OwnedFd>,
+    /// Whether that [may have marks](mark::any).
+    pub marked: bool,
+}
+
+impl Probe {
+    /// An answer that is no directory.
+    fn leaf(kind: Kind, stat: Option<Statx>) -> Self {
+        Self { kind, stat, dir: None, marked: false }
+    }
+
+    /// The layer does not have the name.
+    #[must_use]
+    pub fn absent() -> Self {
+        Self::leaf(Kind::Absent, None)
+    }
 }
 
 /// A layer: a directory that is opened once and never left.
@@ -151,12 +166,12 @@ impl Layer {
             self.error(&at, step, source)
         };
         if self.aufs && mark::is_aufs(name) {
-            return Ok(Probe { kind: Kind::Absent, stat: None, dir: None });
+            return Ok(Probe::absent());
         }
         let stat = match statx(&dir, name, AtFlags::SYMLINK_NOFOLLOW, WANTED) {
             Ok(stat) => stat,
             Err(Errno::NOENT) if !self.aufs => {
-                return Ok(Probe { kind: Kind::Absent, stat: None, dir: None });
+                return Ok(Probe::absent());
             }
             Err(Errno::NOENT) => {
                 let kind = if self
@@ -167,7 +182,7 @@ impl Layer {
                 } else {
                     Kind::Absent
                 };
-                return Ok(Probe { kind, stat: None, dir: None });
+                return Ok(Probe::leaf(kind, None));
             }
             Err(e) => return Err(fail("statx", Step::Lookup, e)),
         };
@@ -176,17 +191,20 @@ impl Layer {
                 let fd =
                     sys::beneath::open(&dir, Path::new(name), OFlags::RDONLY | OFlags::DIRECTORY)
                         .map_err(|source| self.error(&path.join(name), Step::Lookup, source))?;
-                let opaque = mark::opaque(&fd, self.namespace)
-                    .map_err(|e| fail("fgetxattr", Step::ReadMark, e))?
-                    == Opaque::Yes
+                let marked = mark::any(&fd, self.namespace)
+                    .map_err(|e| fail("flistxattr", Step::ReadMark, e))?;
+                let opaque = marked
+                    && mark::opaque(&fd, self.namespace)
+                        .map_err(|e| fail("fgetxattr", Step::ReadMark, e))?
+                        == Opaque::Yes
                     || self.aufs
                         && self
                             .has(&fd, OsStr::new(mark::AUFS_OPAQUE))
                             .map_err(|e| fail("statat", Step::ReadMark, e))?;
-                Ok(Probe { kind: Kind::Dir { opaque }, stat: Some(stat), dir: Some(fd) })
+                Ok(Probe { kind: Kind::Dir { opaque }, stat: Some(stat), dir: Some(fd), marked })
             }
             FileType::CharacterDevice if (stat.stx_rdev_major, stat.stx_rdev_minor) == (0, 0) => {
-                Ok(Probe { kind: Kind::Whiteout, stat: None, dir: None })
+                Ok(Probe::leaf(Kind::Whiteout, None))
             }
             FileType::RegularFile
                 if stat.stx_size == 0
@@ -194,9 +212,9 @@ impl Layer {
                         .marked_whiteout(&dir, name)
                         .map_err(|e| fail("fgetxattr", Step::ReadMark, e))? =>
             {
-                Ok(Probe { kind: Kind::Whiteout, stat: None, dir: None })
+                Ok(Probe::leaf(Kind::Whiteout, None))
             }
-            _ => Ok(Probe { kind: Kind::Leaf, stat: Some(stat), dir: None }),
+            _ => Ok(Probe::leaf(Kind::Leaf, Some(stat))),
         }
     }
 
@@ -205,10 +223,13 @@ impl Layer {
     /// # Errors
     /// [`Step::ReadMark`].
     pub fn has_attribute_whiteouts(&self, dir: impl AsFd) -> Result<bool> {
-        let opaque = mark::opaque(&dir, self.namespace).map_err(|e| {
+        let says = |dir| -> std::result::Result<_, Errno> {
+            let marked = mark::any(&dir, self.namespace)?;
+            Ok(marked && mark::opaque(&dir, self.namespace)? == Opaque::Whiteouts)
+        };
+        says(dir).map_err(|e| {
             self.error(Path::new(""), Step::ReadMark, sys::Error::new("fgetxattr", "", e))
-        })?;
-        Ok(opaque == Opaque::Whiteouts)
+        })
     }
 
     /// Whether the empty file `name` is an attribute whiteout: its directory says that it has some.

@@ -22,6 +22,9 @@ pub enum Means {
 
 const BLOCK: usize = 128 << 10;
 
+/// Bytes of the largest file for which a read and a write are less than finding its data and having the kernel copy it.
+const SMALL: u64 = 64 << 10;
+
 /// Copies all of `from` into the empty file `to`; both keep their offsets undefined.
 ///
 /// Cost: O(extents) where the file system reflinks, otherwise the data, without its holes.
@@ -37,6 +40,10 @@ pub fn data(from: impl AsFd, to: impl AsFd) -> Result<Means> {
     }
     if reflink(from, to) {
         return Ok(Means::Reflink);
+    }
+    let solid = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512) >= size;
+    if size <= SMALL && solid && by_hand(from, to, 0, size)? == size {
+        return Ok(Means::Copied);
     }
     piece(from, to, 0, size)?;
     ftruncate(to, size).map_err(|e| Error::new("ftruncate", size, e))?;
@@ -73,7 +80,7 @@ pub fn piece(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> Result<()>
 /// # Errors
 /// As [`data`].
 pub fn bytes(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> Result<()> {
-    by_hand(from.as_fd(), to.as_fd(), start, end)
+    by_hand(from.as_fd(), to.as_fd(), start, end).map(drop)
 }
 
 /// The start of the next data at or after `at`; none when only a hole is left.
@@ -95,7 +102,7 @@ fn range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Resu
             Ok(0) => return Ok(()),
             Ok(_) | Err(Errno::INTR) => {}
             Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
-                return by_hand(from, to, read, end);
+                return by_hand(from, to, read, end).map(drop);
             }
             Err(e) => return Err(Error::new("copy_file_range", read, e)),
         }
@@ -103,13 +110,15 @@ fn range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Resu
     Ok(())
 }
 
-fn by_hand(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<()> {
-    let mut block = vec![0; BLOCK];
+/// Up to where it came: before `end` only where `from` ends there.
+fn by_hand(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<u64> {
+    let whole = usize::try_from(end.saturating_sub(start)).unwrap_or(BLOCK);
+    let mut block = vec![0; whole.min(BLOCK)];
     let mut at = start;
     while at < end {
         let want = usize::try_from(end - at).unwrap_or(BLOCK).min(BLOCK);
         let got = match pread(from, &mut block[..want], at) {
-            Ok(0) => return Ok(()),
+            Ok(0) => break,
             Ok(got) => got,
             Err(Errno::INTR) => continue,
             Err(e) => return Err(Error::new("pread", at, e)),
@@ -124,7 +133,7 @@ fn by_hand(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Re
         }
         at += got as u64;
     }
-    Ok(())
+    Ok(at)
 }
 
 #[cfg(test)]

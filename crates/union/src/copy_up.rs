@@ -134,8 +134,6 @@ impl Union {
     ) -> Result<()> {
         let fail = |name| move |e| self.fail(node, Step::Publish, name, e);
         let places = node.places.read().clone();
-        let staged =
-            statx(&upper.work, temp, AtFlags::SYMLINK_NOFOLLOW, WANTED).map_err(fail("statx"))?;
         let mut names = places.iter();
         let Some(first) = names.next() else {
             // Removed while it is open: the copy lives as long as its descriptor.
@@ -155,6 +153,11 @@ impl Union {
             return Ok(());
         };
         let in_index = index.is_some();
+        let several = in_index || places.len() > 1;
+        let staged = several
+            .then(|| statx(&upper.work, temp, AtFlags::SYMLINK_NOFOLLOW, WANTED))
+            .transpose()
+            .map_err(fail("statx"))?;
         // Other names of the same inode follow it, or they would show the old data.
         for place in names.filter(|_| !in_index) {
             self.mark_impure(&place.parent)?;
@@ -187,7 +190,7 @@ impl Union {
             body.lower = Parts::None;
         }
         drop(body);
-        if in_index || places.len() > 1 {
+        if let Some(staged) = staged {
             self.table.identify(node, inode(LayerIndex(0), &staged));
         }
         Ok(())
@@ -219,10 +222,12 @@ impl Union {
                 let from = self.reopen(node, &real, OFlags::RDONLY)?;
                 if data == Data::All {
                     partial = match node.below() {
-                        None => self.copy_data(node, &from, &to, several.is_none())?,
+                        None => self.copy_data(node, (&from, stat), &to, several.is_none())?,
                         Some(part) => {
                             let from = self.open_part(node, &part)?;
-                            self.copy_data(node, &from, &to, several.is_none())?
+                            let stat = statx(&from, "", AtFlags::EMPTY_PATH, WANTED)
+                                .map_err(fail("statx"))?;
+                            self.copy_data(node, (&from, &stat), &to, several.is_none())?
                         }
                     };
                 }
@@ -246,7 +251,7 @@ impl Union {
             }
         };
         let Some((from, to)) = fds else {
-            let index = self.mark_copy(node, stat, &real, temp, several)?;
+            let index = self.mark_copy(node, stat, &real, (temp, None), several)?;
             given(self.given(chownat(&upper.work, temp, uid, gid, nofollow)))
                 .map_err(fail("fchownat"))?;
             if node.kind != FileType::Symlink {
@@ -258,11 +263,12 @@ impl Union {
         // Owner before attributes: a change of owner drops capabilities. Mode after both: the same
         // change drops set-user-ID.
         let owners = self.layers[0].owners();
-        if owners.is_none() {
+        let made_so = upper.owner_of_new(&to).map_err(fail("fstat"))?;
+        if owners.is_none() && made_so != (stat.stx_uid, stat.stx_gid) {
             given(fchown(&to, uid, gid)).map_err(fail("fchown"))?;
         }
         self.copy_attributes(&from, &to).map_err(fail("fsetxattr"))?;
-        let index = self.mark_copy(node, stat, &real, temp, several)?;
+        let index = self.mark_copy(node, stat, &real, (temp, Some(&to)), several)?;
         match owners {
             None => fchmod(&to, mode).map_err(fail("fchmod"))?,
             Some(owners) => {
@@ -290,7 +296,7 @@ impl Union {
         node: &Arc<Node>,
         stat: &Statx,
         real: &Real,
-        temp: &OsStr,
+        (temp, file): (&OsStr, Option<&OwnedFd>),
         several: Option<(Box<OsStr>, Vec<u8>)>,
     ) -> Result<Option<Box<OsStr>>> {
         let upper = self.upper(node)?;
@@ -299,7 +305,7 @@ impl Union {
             let marked = marked.map_err(|e| self.fail(node, Step::CopyUp, "lsetxattr", e))?;
             return Ok(marked.then_some(name));
         }
-        self.mark_origin(node, stat, real, &upper.work, temp)?;
+        self.mark_origin(node, stat, real, (&upper.work, temp, file))?;
         Ok(None)
     }
 
@@ -325,22 +331,21 @@ impl Union {
     fn copy_data(
         &self,
         node: &Arc<Node>,
-        from: &OwnedFd,
+        (from, stat): (&OwnedFd, &Statx),
         to: &OwnedFd,
         may_be_partial: bool,
     ) -> Result<Option<Arc<Partial>>> {
-        let stat = statx(from, "", AtFlags::EMPTY_PATH, WANTED)
-            .map_err(|e| self.fail(node, Step::CopyUp, "statx", e))?;
         let lower = node.below().or_else(|| node.body.read().lower.first().cloned());
         // What has no name any more goes with its last descriptor: no crash needs to be thought of.
         let named = may_be_partial && node.place().is_some();
-        if let (Some(partials), Some(part), true) = (&self.partials, lower, named) {
-            if stat.stx_size > 0 && sys::copy::reflink(from, to) {
+        let partials = self.partials.as_ref().filter(|partials| named && partials.takes(stat));
+        if let (Some(partials), Some(part)) = (partials, lower) {
+            if sys::copy::reflink(from, to) {
                 return Ok(None);
             }
             let layer = (self.layers.len() - 1).saturating_sub(usize::from(part.layer.0));
             let layer = u32::try_from(layer).unwrap_or(u32::MAX);
-            let source = Source { fd: from, stat: &stat, layer, path: part.path() };
+            let source = Source { fd: from, stat, layer, path: part.path() };
             let made = partials.make(to, &source);
             if let Some(partial) =
                 made.map_err(|e| self.fail(node, Step::CopyUp, "a partial file", e))?
@@ -359,15 +364,21 @@ impl Union {
         from: impl AsFd,
         to: impl AsFd,
     ) -> std::result::Result<(), Errno> {
-        // The kernel's limit for the list and for one value.
-        let mut names = vec![0; 64 << 10];
-        let len = match flistxattr(&from, &mut names) {
-            Ok(len) => len,
+        let mut few = [0; 512];
+        let mut many = Vec::new();
+        let names = match flistxattr(&from, &mut few) {
+            Ok(len) => &few[..len],
             Err(Errno::OPNOTSUPP) => return Ok(()),
+            Err(Errno::RANGE) => {
+                // The kernel's limit, as for one value.
+                many.resize(64 << 10, 0);
+                let len = flistxattr(&from, &mut many)?;
+                &many[..len]
+            }
             Err(e) => return Err(e),
         };
         let mut value = Vec::new();
-        for name in names[..len].split(|b| *b == 0).filter(|name| !name.is_empty()) {
+        for name in names.split(|b| *b == 0).filter(|name| !name.is_empty()) {
             if self.is_hidden(name) {
                 continue;
             }

@@ -10,13 +10,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use layer::{Kind, WANTED, mark};
-use rustix::fs::{AtFlags, Dir, FileType, statx};
+use rustix::fs::{AtFlags, FileType, RawDir, statx};
 use rustix::io::Errno;
 
 use crate::error::{Result, Step, refused};
 use crate::listings::Listing;
 use crate::node::{Node, NodeId};
 use crate::stack::{Entry, Union, device};
+
+/// Bytes of names that are read at a time, as by the C library.
+const BUFFER: usize = 32 << 10;
 
 /// One name of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,6 +95,7 @@ impl Union {
         let parts = self.open_parts(node)?;
         let merges = parts.len() > 1;
         let mut shown = Vec::new();
+        let mut buffer = Vec::with_capacity(BUFFER);
         // Whether a name is decided: shown or hidden by a layer above.
         let mut decided: HashMap<OsString, ()> = HashMap::new();
         for (index, fd) in parts {
@@ -104,7 +108,8 @@ impl Union {
             let whiteouts = layer.has_attribute_whiteouts(&fd)?;
             let mut hidden = Vec::new();
             let from = shown.len();
-            for entry in Dir::read_from(&fd).map_err(fail("getdents64"))? {
+            let mut names = RawDir::new(&fd, buffer.spare_capacity_mut());
+            while let Some(entry) = names.next() {
                 let entry = entry.map_err(fail("getdents64"))?;
                 let name = OsStr::from_bytes(entry.file_name().to_bytes());
                 if name == "." || name == ".." {

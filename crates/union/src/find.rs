@@ -61,7 +61,9 @@ impl Union {
                 if let Some(stat) = probe.stat {
                     stats.push((index, stat, part));
                 }
-                if let (Some(dir), Kind::Dir { opaque: false }) = (&probe.dir, probe.kind) {
+                if let (Some(dir), true, Kind::Dir { opaque: false }) =
+                    (&probe.dir, probe.marked, probe.kind)
+                {
                     let target = mark::redirect(dir, self.namespace).map_err(|e| {
                         call(&self.path_in(parent, name), Step::Read, "fgetxattr", e)
                     })?;
@@ -122,7 +124,7 @@ impl Union {
                             Errno::NOENT | Errno::NOTDIR | Errno::LOOP
                         ) =>
                     {
-                        Probe { kind: Kind::Absent, stat: None, dir: None }
+                        Probe::absent()
                     }
                     Err(e) => return Err(e),
                 };
@@ -168,7 +170,7 @@ impl Union {
     /// What a lower layer says about a name; where it is known to say nothing, it is not asked.
     fn probe_lower(&self, layer: &Layer, dir: &LayerDir, name: &OsStr) -> layer::Result<Probe> {
         if self.dirs.is_absent(dir, name) {
-            return Ok(Probe { kind: Kind::Absent, stat: None, dir: None });
+            return Ok(Probe::absent());
         }
         let probe = layer.probe(&*dir.fd, &dir.path, name)?;
         if probe.kind == Kind::Absent {

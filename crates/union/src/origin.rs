@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use layer::{mark, origin};
-use rustix::fs::{FileType, Statx, XattrFlags, lgetxattr, lsetxattr};
+use rustix::fs::{FileType, Statx, XattrFlags, fsetxattr, lgetxattr, lsetxattr};
 use rustix::io::Errno;
 
 use crate::error::{Result, Step, call};
@@ -61,8 +61,7 @@ impl Union {
         node: &Node,
         stat: &Statx,
         real: &Real,
-        work: &OwnedFd,
-        temp: &OsStr,
+        (work, temp, file): (&OwnedFd, &OsStr, Option<&OwnedFd>),
     ) -> Result<()> {
         let kind = FileType::from_raw_mode(stat.stx_mode.into());
         if kind != FileType::Directory && stat.stx_nlink > 1 {
@@ -73,7 +72,11 @@ impl Union {
         let Some(value) = value else { return Ok(()) };
         let attribute = self.namespace.attribute("origin");
         let none = XattrFlags::empty();
-        match lsetxattr(path(work, temp), attribute.as_str(), &value, none) {
+        let set = match file {
+            Some(file) => fsetxattr(file, attribute.as_str(), &value, none),
+            None => lsetxattr(path(work, temp), attribute.as_str(), &value, none),
+        };
+        match set {
             // `user.` attributes are for files and directories only.
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM | Errno::NOSPC | Errno::DQUOT) => Ok(()),
             Err(e) => Err(self.fail(node, Step::CopyUp, "lsetxattr", e)),

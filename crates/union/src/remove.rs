@@ -1,13 +1,9 @@
 //! Names that go: out of the upper layer, and behind a whiteout where a lower one has them.
 
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, RenameFlags, mknodat, openat, renameat, renameat_with,
-    unlinkat,
-};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, openat, renameat, renameat_with, unlinkat};
 use rustix::io::Errno;
 
 use crate::copy_up::Data;
@@ -153,7 +149,9 @@ impl Union {
         {
             let body = node.body.read();
             let elsewhere = body.index.as_ref().is_some_and(|indexed| indexed.links > 1);
-            if body.anchor.is_some() || elsewhere {
+            // What a lower layer has, it has for good.
+            let stays = !node.is_dir() && !body.upper && body.index.is_none();
+            if body.anchor.is_some() || elsewhere || stays {
                 return Ok(());
             }
         }
@@ -191,35 +189,13 @@ impl Union {
             upper.discard(&temp);
             return Ok(());
         }
-        let temp = self.whiteout(upper).map_err(fail("mknodat"))?;
-        let flags = if in_upper { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };
-        let hidden =
-            renameat_with(&upper.work, &temp, &*dir, name, flags).map_err(fail("renameat2"));
-        if in_upper || hidden.is_err() {
-            upper.discard(&temp);
+        if !in_upper {
+            return upper.put_whiteout(&dir, name).map_err(fail("linkat"));
         }
-        hidden
-    }
-
-    /// A whiteout in the work directory.
-    pub(crate) fn whiteout(&self, upper: &Upper) -> std::result::Result<std::ffi::OsString, Errno> {
         let temp = upper.temp();
-        mknodat(&upper.work, &temp, FileType::CharacterDevice, Mode::empty(), 0)?;
-        Ok(temp)
-    }
-
-    /// Puts a whiteout where nothing is any more, in a directory of the upper layer.
-    pub(crate) fn put_whiteout(
-        &self,
-        upper: &Upper,
-        dir: &OwnedFd,
-        name: &OsStr,
-    ) -> std::result::Result<(), Errno> {
-        let temp = self.whiteout(upper)?;
-        let put = renameat_with(&upper.work, &temp, dir, name, RenameFlags::NOREPLACE);
-        if put.is_err() {
-            upper.discard(&temp);
-        }
-        put
+        upper.put_whiteout(&upper.work, &temp).map_err(fail("linkat"))?;
+        let hidden = renameat_with(&upper.work, &temp, &*dir, name, RenameFlags::EXCHANGE);
+        upper.discard(&temp);
+        hidden.map_err(fail("renameat2"))
     }
 }

@@ -233,7 +233,7 @@ impl Union {
             // A file system without RENAME_WHITEOUT: two steps, the file never missing.
             Err(Errno::INVAL) if leaves => {
                 rename(RenameFlags::empty())?;
-                self.put_whiteout(upper, from, &a.name)
+                upper.put_whiteout(from, &a.name)
             }
             done => done,
         }

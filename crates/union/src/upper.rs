@@ -5,11 +5,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use layer::Layer;
+use parking_lot::Mutex;
 use rustix::fs::{
-    AtFlags, Dir, FlockOperation, Mode, OFlags, flock, fstat, mkdirat, openat, unlinkat,
+    AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, flock, fstat, linkat, mkdirat, mknodat,
+    openat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -35,6 +38,10 @@ pub(crate) struct Upper {
     next: AtomicU64,
     /// Whose what this process makes is.
     pub creator: Creator,
+    /// Owner and group of what is made in `work`, once that is known: its group may be handed on, or the file system's way.
+    owner_of_new: OnceLock<(u32, u32)>,
+    /// A whiteout in `work` that others are links of.
+    whiteout: Mutex<Option<Arc<OsStr>>>,
     /// Copy-ups are not synced.
     pub volatile: bool,
     /// Where files with several names below are kept together.
@@ -86,7 +93,16 @@ impl Upper {
         let next = AtomicU64::new(0);
         let volatile = config.volatile;
         let creator = Creator::this_process();
-        Ok(Self { work, creator, next, volatile, index, _claim: [root, outer] })
+        Ok(Self {
+            work,
+            next,
+            creator,
+            owner_of_new: OnceLock::new(),
+            whiteout: Mutex::default(),
+            volatile,
+            index,
+            _claim: [root, outer],
+        })
     }
 
     /// Leaves the mark that keeps every later union, and the kernel, from taking the upper layer for whole.
@@ -103,6 +119,36 @@ impl Upper {
         openat(&self.work, "incompat/volatile/dirty", made, Mode::empty()).map(drop)
     }
 
+    /// Owner and group of what is made in the work directory, as `made` was.
+    pub fn owner_of_new(&self, made: &OwnedFd) -> std::result::Result<(u32, u32), Errno> {
+        if let Some(known) = self.owner_of_new.get() {
+            return Ok(*known);
+        }
+        let stat = fstat(made)?;
+        Ok(*self.owner_of_new.get_or_init(|| (stat.st_uid, stat.st_gid)))
+    }
+
+    /// Makes a whiteout where nothing is: EEXIST otherwise. All are links of one, as long as the file system lets it have
+    /// more.
+    pub fn put_whiteout(&self, dir: &OwnedFd, name: &OsStr) -> std::result::Result<(), Errno> {
+        let known = self.whiteout.lock().clone();
+        if let Some(known) = known {
+            match linkat(&self.work, &*known, dir, name, AtFlags::empty()) {
+                Err(Errno::MLINK | Errno::NOENT | Errno::XDEV | Errno::PERM | Errno::OPNOTSUPP) => {
+                }
+                done => return done,
+            }
+        }
+        mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)?;
+        let next = self.temp();
+        if linkat(dir, name, &self.work, &*next, AtFlags::empty()).is_ok()
+            && let Some(old) = self.whiteout.lock().replace(Arc::from(next))
+        {
+            self.discard(&old);
+        }
+        Ok(())
+    }
+
     /// A name in the work directory that nothing has.
     pub fn temp(&self) -> OsString {
         format!("#{:x}", self.next.fetch_add(1, Ordering::Relaxed)).into()
@@ -112,6 +158,14 @@ impl Upper {
     pub fn discard(&self, temp: &OsStr) {
         if let Err(e) = remove(&self.work, temp) {
             tracing::debug!(?temp, error = %e, "left in the work directory");
+        }
+    }
+}
+
+impl Drop for Upper {
+    fn drop(&mut self) {
+        if let Some(whiteout) = self.whiteout.get_mut().take() {
+            self.discard(&whiteout);
         }
     }
 }

@@ -95,11 +95,16 @@ impl Partials {
         self.files.lock().values().cloned().collect()
     }
 
+    /// Whether a file with these attributes is worth it.
+    pub fn takes(&self, stat: &Statx) -> bool {
+        self.on && held_below(stat) >= SMALLEST
+    }
+
     /// Makes the empty file `to` a partial one; none where a copy is as good or the only way.
     pub fn make(&self, to: &OwnedFd, source: &Source<'_>) -> Result<Option<Arc<Partial>>> {
         let size = source.stat.stx_size;
-        let held = size.min(source.stat.stx_blocks.saturating_mul(512));
-        if !self.on || held < SMALLEST || self.files.lock().len() >= MOST {
+        let held = held_below(source.stat);
+        if !self.takes(source.stat) || self.files.lock().len() >= MOST {
             return Ok(None);
         }
         let chunk = size.div_ceil(MOST_CHUNKS).next_power_of_two().max(CHUNK);
@@ -305,6 +310,11 @@ impl Partials {
 
 fn name(id: u64) -> OsString {
     format!("{id:016x}").into()
+}
+
+/// Bytes of blocks that a file has below.
+fn held_below(stat: &Statx) -> u64 {
+    stat.stx_size.min(stat.stx_blocks.saturating_mul(512))
 }
 
 fn clone(fd: &OwnedFd) -> Result<OwnedFd> {
