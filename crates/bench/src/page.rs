@@ -31,7 +31,8 @@ fn page(report: &Report) -> Result<String, std::fmt::Error> {
     out.push_str(
         "with half the distance of the quartiles beside it. Amounts are those of a second: more is better. Figures in \
          seconds (s) are whole jobs: less is better. \"–\": it can't do that.\n\n\
-         Rows with \"O_DIRECT\" or \"fsync\" in their names are on an ext4 in a file on a disk. \
+         Rows with \"on ext4\", \"O_DIRECT\" or \"fsync\" in their names are on an ext4, with a journal, in a file on a disk. \
+         \"Warm\" is for the third time in the same mount; all else is for the first. \
          Those of importing, installing and of node-app are in root file systems whose layers Strata has pulled. mergerfs \
          neither copies up nor hides what a lower layer has.\n\n",
     );

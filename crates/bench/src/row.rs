@@ -34,7 +34,7 @@ impl Scale {
 pub enum Ground {
     /// Three of small files, and a big one.
     Layers,
-    /// A big file, on a disk.
+    /// A layer of small files and a big one, on a disk.
     Disk,
     /// One layer, which the function makes in a directory; and its name.
     Made(&'static str, fn(&Path, &Scale) -> anyhow::Result<()>),
@@ -296,7 +296,7 @@ fn unlink_lower(work: &Work) -> anyhow::Result<f64> {
     remove_all(&work.some_lower_files())
 }
 
-fn copy_up(work: &Work) -> anyhow::Result<f64> {
+pub fn copy_up(work: &Work) -> anyhow::Result<f64> {
     let paths = work.some_lower_files();
     let begun = Instant::now();
     for path in &paths {
@@ -305,7 +305,7 @@ fn copy_up(work: &Work) -> anyhow::Result<f64> {
     Ok(per_second(paths.len(), begun))
 }
 
-fn chmod(work: &Work) -> anyhow::Result<f64> {
+pub fn chmod(work: &Work) -> anyhow::Result<f64> {
     let count = work.scale.dirs * (work.scale.files + 1);
     Ok(count as f64 / shared_below(&work.merged.join("tree"))?)
 }

@@ -98,6 +98,7 @@ impl Scene {
                 }
                 fs::create_dir_all(home.join("l1"))?;
                 big_file(&home.join("l1/big"), &self.scale)?;
+                small_files(&home.join("l1"), &self.scale, 0, 1)?;
                 vec![home.join("l1")]
             }
             Ground::Made(_, fill) => {
@@ -192,16 +193,22 @@ impl Scene {
 /// Three layers of small files, and a big one in the lowest.
 fn fill(home: &Path, scale: &Scale) -> anyhow::Result<()> {
     for (at, layer) in LOWERS.iter().enumerate() {
-        for d in 0..scale.dirs {
-            let dir = home.join(layer).join("tree").join(format!("d{d}"));
-            fs::create_dir_all(&dir)?;
-            // Each layer has a third of the files of each directory.
-            for f in (at..scale.files).step_by(LOWERS.len()) {
-                fs::write(dir.join(format!("f{f}")), vec![b'x'; 4096])?;
-            }
-        }
+        // Each layer has a third of the files of each directory.
+        small_files(&home.join(layer), scale, at, LOWERS.len())?;
     }
     big_file(&home.join("l3/big"), scale)
+}
+
+/// Every directory of the tree, with each `step`th of its files, from the one at `at` on.
+fn small_files(layer: &Path, scale: &Scale, at: usize, step: usize) -> anyhow::Result<()> {
+    for d in 0..scale.dirs {
+        let dir = layer.join("tree").join(format!("d{d}"));
+        fs::create_dir_all(&dir)?;
+        for f in (at..scale.files).step_by(step) {
+            fs::write(dir.join(format!("f{f}")), vec![b'x'; 4096])?;
+        }
+    }
+    Ok(())
 }
 
 fn big_file(path: &Path, scale: &Scale) -> anyhow::Result<()> {

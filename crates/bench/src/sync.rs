@@ -1,17 +1,20 @@
-//! Writes at random that wait for the disk, into a file of the upper layer and into one that was a lower layer's.
+//! What waits for a disk: copy-ups of small files, which the kernel syncs one by one, and writes at random into a file of
+//! the upper layer and into one that was a lower layer's.
 //!
-//! The question that they answer: how often may a program sync before a file that is copied up as it is written costs more
-//! than twice what a plain file does?
+//! The question that the pairs answer: how often may a program sync before a file that is copied up as it is written costs
+//! more than twice what a plain file does?
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Instant;
 
-use crate::row::{Ground, Row, Work, per_second, places};
+use crate::row::{Ground, Row, Work, chmod, copy_up, per_second, places};
 
-/// Pairs: of the upper layer, was a lower layer's.
+/// Of small files; then pairs: of the upper layer, was a lower layer's.
 pub const ROWS: &[Row] = &[
+    Row { unit: "files/s", ..row("copy-up, 4 KiB, on ext4", copy_up) },
+    Row { unit: "files/s", needs: &["chmod"], ..row("chmod -R, on ext4", chmod) },
     row("write 4 KiB at random, O_DIRECT: upper", |work| direct(&work.big_upper()?, work)),
     row("write 4 KiB at random, O_DIRECT: was lower", |work| direct(&lower(work), work)),
     row("write 4 KiB at random, fsync each: upper", |work| synced(&work.big_upper()?, work, 1)),

@@ -5,6 +5,7 @@ mod scene;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{DirEntryExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
@@ -76,6 +77,65 @@ fn a_place_in_a_listing_stays() {
     assert!(found.contains(&expected) || expected.as_bytes() == b"lower-0000");
     let kept = old.iter().filter(|name| found.contains(name)).count();
     assert!(kept + 1 >= old.len(), "{kept} of {}", old.len());
+}
+
+/// The next batch of names, of 4 KiB at most; empty at the end.
+fn batch(dir: &std::os::fd::OwnedFd) -> Vec<OsString> {
+    let mut buffer = Vec::with_capacity(4 << 10);
+    let mut names = Vec::new();
+    let mut raw = rustix::fs::RawDir::new(dir, buffer.spare_capacity_mut());
+    while let Some(entry) = raw.next() {
+        names.push(OsString::from_vec(entry.unwrap().file_name().to_bytes().to_vec()));
+        if raw.is_buffer_empty() {
+            break;
+        }
+    }
+    names
+}
+
+/// Nobody says when a directory is opened and closed, so that all who read it share what is remembered of it.
+#[test]
+fn many_readers_of_a_changing_directory_get_each_name_that_stays_once() {
+    let Some(scene) = Scene::new(many) else { return };
+    let open = || {
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY;
+        let mode = rustix::fs::Mode::empty();
+        rustix::fs::openat(rustix::fs::CWD, scene.path(""), flags, mode).unwrap()
+    };
+    let mut readers: Vec<_> = (0..4).map(|_| (open(), Vec::new(), false)).collect();
+    let (mut round, mut left) = (0, readers.len());
+    while left > 0 {
+        for (number, (dir, seen, ended)) in readers.iter_mut().enumerate() {
+            // Each at another speed, and one anew in the middle of the others.
+            for _ in 0..=number {
+                let names = if *ended { Vec::new() } else { batch(dir) };
+                if names.is_empty() && !*ended {
+                    (*ended, left) = (true, left - 1);
+                }
+                seen.extend(names);
+            }
+        }
+        // One of three goes; another comes, and goes at once or stays.
+        if round < 900 {
+            fs::remove_file(scene.path(&format!("lower-{:04}", 3 * round))).unwrap();
+            fs::write(scene.path(&format!("new-{round}")), "").unwrap();
+            if round % 2 == 0 {
+                fs::remove_file(scene.path(&format!("new-{round}"))).unwrap();
+            }
+        }
+        if round % 50 == 0 {
+            names(&scene.path(""));
+        }
+        round += 1;
+    }
+    for (number, (_, seen, _)) in readers.iter().enumerate() {
+        let set: BTreeSet<_> = seen.iter().collect();
+        assert_eq!(set.len(), seen.len(), "reader {number} got a name twice");
+        for kept in (0..3000).filter(|kept| kept % 3 != 0 || *kept >= 3 * round) {
+            let name = OsString::from(format!("lower-{kept:04}"));
+            assert!(set.contains(&name), "reader {number} did not get {name:?}");
+        }
+    }
 }
 
 #[test]
