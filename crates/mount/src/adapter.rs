@@ -150,6 +150,9 @@ impl Adapter {
 
     fn opened(&self, open: Arc<OpenFile>, flags: OFlags) -> OpenOut {
         let backing = self.passthrough.opened(open.node().0, || {
+            if !self.read_only && !self.union.is_in_upper(&open) {
+                return None;
+            }
             let backing = self.union.backing(&open).ok()?;
             let fits = self.read_only || backing.in_upper && !has_privileges(&backing.fd);
             fits.then_some(backing.fd)
@@ -159,7 +162,7 @@ impl Adapter {
             open_flags |= fopen::PASSTHROUGH;
         } else {
             // Pages of a file that passthrough may have written meanwhile are not kept.
-            let kept = !self.passthrough.is_on() || !self.in_upper(&open);
+            let kept = !self.passthrough.is_on() || !self.union.is_in_upper(&open);
             if kept {
                 open_flags |= fopen::KEEP_CACHE;
             }
@@ -202,10 +205,6 @@ impl Adapter {
         };
         let open_flags = fopen::NOFLUSH | fopen::PARALLEL_DIRECT_WRITES | fopen::PASSTHROUGH;
         Some(OpenOut { fh: self.files.insert(open), open_flags, backing_id })
-    }
-
-    fn in_upper(&self, open: &OpenFile) -> bool {
-        self.union.backing(open).is_ok_and(|backing| backing.in_upper)
     }
 
     fn hidden(&self, name: &OsStr) -> bool {
@@ -355,8 +354,14 @@ impl FileSystem for Adapter {
         if let Some(known) = self.open_again(request.node, flags) {
             return Ok(known);
         }
-        let open = self.union.open_file(node(request), flags);
-        Ok(self.opened(open.map_err(refused)?, flags))
+        // A file of a lower layer that was open before is in the kernel's cache: what it has, nobody asks us for.
+        let known = !flags.intersects(WRITES | OFlags::DIRECT) && self.early.knows(request.node);
+        let later = known.then(|| self.union.open_lower_later(node(request), flags)).flatten();
+        let open = match later {
+            Some(open) => open,
+            None => self.union.open_file(node(request), flags).map_err(refused)?,
+        };
+        Ok(self.opened(open, flags))
     }
 
     fn create(

@@ -38,6 +38,11 @@ impl Early {
         }
     }
 
+    /// Whether a node was open since the kernel knows it.
+    pub fn knows(&self, node: u64) -> bool {
+        self.shard(node).lock().contains(&node)
+    }
+
     /// The kernel knows a node no more, nor its pages.
     pub fn forgotten(&self, node: u64) {
         self.shard(node).lock().remove(&node);
@@ -68,7 +73,9 @@ mod tests {
             early.touch(7, || panic!("it is not the first"));
             assert!(filled.load(Ordering::SeqCst));
         });
+        assert!(early.knows(7));
         early.forgotten(7);
+        assert!(!early.knows(7));
         let mut again = false;
         early.touch(7, || again = true);
         assert!(again);

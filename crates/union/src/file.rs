@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use crate::attr::reopen_fd;
 use crate::copy_up::Data;
 use crate::error::{Result, Step, refused};
-use crate::node::{Node, NodeId};
+use crate::node::{Node, NodeId, Rest};
 use crate::space::{added, held_by_fd};
 use crate::stack::Union;
 use crate::transfer::{counted, read_some, write_some};
@@ -122,11 +122,21 @@ impl Union {
     /// Opens a regular file that the kernel reads and writes itself, and whose descriptor it has: nothing is opened
     /// before it is needed. None where that does not do, and for `O_TRUNC`.
     pub fn open_file_later(&self, node: NodeId, flags: OFlags) -> Option<Arc<OpenFile>> {
+        self.later(node, flags, true)
+    }
+
+    /// As [`Union::open_file_later`], for a file that no layer but a lower one has, to be read.
+    pub fn open_lower_later(&self, node: NodeId, flags: OFlags) -> Option<Arc<OpenFile>> {
+        self.later(node, flags, false)
+    }
+
+    fn later(&self, node: NodeId, flags: OFlags, upper: bool) -> Option<Arc<OpenFile>> {
         let node = self.table.get(node)?;
         let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR);
         let plain = {
             let body = node.body.read();
-            body.rest.is_none() && (body.upper || !writes)
+            body.rest.is_none()
+                && if upper { body.upper || !writes } else { !body.upper && !writes }
         };
         if !plain || flags.contains(OFlags::TRUNC) || node.kind != FileType::RegularFile {
             return None;
@@ -229,15 +239,24 @@ impl Union {
         self.fd(open)
     }
 
+    /// Whether all that is read of an open file is in the upper layer.
+    pub fn is_in_upper(&self, open: &OpenFile) -> bool {
+        let body = open.node.body.read();
+        let whole = match body.rest.as_deref() {
+            None => true,
+            Some(Rest::Partial(partial)) => partial.is_complete(),
+            Some(Rest::Below(_)) => false,
+        };
+        body.upper && whole
+    }
+
     /// The descriptor behind an open file, for passthrough.
     ///
     /// # Errors
     /// As [`Union::read`].
     pub fn backing(&self, open: &OpenFile) -> Result<Backing> {
         let fd = self.fd(open)?;
-        let whole = open.node.partial().is_none() && open.node.below().is_none();
-        let in_upper = open.node.body.read().upper && whole;
-        Ok(Backing { fd, in_upper })
+        Ok(Backing { fd, in_upper: self.is_in_upper(open) })
     }
 
     /// Reads at `offset` until `into` is full or the file ends.
