@@ -14,9 +14,9 @@ use parking_lot::Mutex;
 use crate::dir::DirEntry;
 use crate::node::NodeId;
 
-/// Names that are remembered, of all directories: some 2 MiB of them where they have been read to the end, and 50 where
+/// Names that are remembered, of all directories: half a MiB of them where they have been read to the end, and 50 where
 /// somebody may be in the middle.
-const READ: usize = 16 << 10;
+const READ: usize = 4 << 10;
 const UNREAD: usize = 512 << 10;
 
 /// From which number on places are counted anew, long before they end.
