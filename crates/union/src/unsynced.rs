@@ -19,8 +19,8 @@ use std::time::Duration;
 use layer::Layer;
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Statx, fdatasync, fstat, fsync, ftruncate,
-    linkat, mkdirat, openat, seek, statat, unlinkat,
+    AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Statx, Timespec, Timestamps, UTIME_NOW,
+    fdatasync, fstat, fsync, ftruncate, futimens, linkat, mkdirat, openat, seek, statat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -172,16 +172,22 @@ impl Unsynced {
         fsync(&*self.dir()?)
     }
 
-    /// Syncs every copy.
+    /// Syncs every copy, all by one commit of the journal.
     pub fn sync(&self) -> Io<()> {
         let _syncing = self.syncing.lock();
         let copies: Vec<_> = self.state.lock().copies.values().cloned().collect();
+        if copies.is_empty() {
+            return Ok(());
+        }
+        // All are on their way before the first is waited for.
         for copy in &copies {
-            // All are on their way before the first is waited for.
             sys::sync::start(&*copy.file).map_err(|e| e.source)?;
         }
+        for copy in &copies {
+            sys::sync::hand_over(&*copy.file).map_err(|e| e.source)?;
+        }
+        self.commit()?;
         for copy in copies {
-            fdatasync(&*copy.file)?;
             // First the note, so that who finds no copy here finds no note either.
             self.gone(copy.note)?;
             let mut state = self.state.lock();
@@ -190,6 +196,17 @@ impl Unsynced {
             }
         }
         Ok(())
+    }
+
+    /// Waits until everything is on the disk that was changed before, and that the disk keeps what it was handed: these
+    /// file systems have one journal, in the order of changes, so that the newest change takes all others along.
+    ///
+    /// Source: kernel `Documentation/filesystems/journalling.rst`; `fs/xfs/xfs_file.c`, `xfs_file_fsync`.
+    fn commit(&self) -> Io<()> {
+        let dir = self.dir()?;
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        futimens(&*dir, &Timestamps { last_access: now, last_modification: now })?;
+        fsync(&*dir)
     }
 
     fn any(&self) -> bool {
