@@ -1,14 +1,29 @@
 #!/usr/bin/env bash
-# stress-ng's file-system stressors with verification, then dbench, on a union. What fails on plain ext4 as well does not
-# count.
+# A directory of many names removed, then stress-ng's file-system stressors with verification, then dbench, on a union. What
+# fails on plain ext4 as well does not count.
 . "$(dirname "$0")/lib.sh"
 need stress-ng dbench
 strata_binary
 scratch ext4 4G
 mkdir -p "$D/l/below/sub" "$D/plain"
 for i in $(seq 50); do echo "$i" >"$D/l/below/$i"; done
+python3 - "$D/l" <<'P'
+import os, sys
+for name, count in ("many", 110_000), ("some", 5_000), ("others", 5_000):
+    os.mkdir(f"{sys.argv[1]}/{name}")
+    fd = os.open(f"{sys.argv[1]}/{name}", os.O_RDONLY)
+    for number in range(count):
+        os.mknod(f"file{number}", dir_fd=fd)
+P
 before=$(tree "$D/l")
 union
+# rm takes 100,000 names at a time, from what the kernel keeps of a listing, and asks us for the rest when those are gone;
+# what is remembered of that listing must still be there after others.
+for dir in many some others; do
+  ls -f "$D/m/$dir" >/dev/null
+done
+timeout -k 10 300 rm -rf "$D/m/many" || fail 'rm -rf of 110,000 names'
+[ "$(ls "$D/m" | tr '\n' ' ')" = 'below others some ' ] || fail "after rm -rf there is $(ls "$D/m")"
 stressors=(access chdir chmod chown copy-file dentry dir dirdeep dirmany fallocate fcntl file-ioctl filename flock fpunch
   getdent hdd inotify iomix lease link locka lockf lockofd metamix mknod open rename seek symlink sync-file touch utime
   xattr)
