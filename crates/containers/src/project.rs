@@ -30,9 +30,6 @@ const OURS: std::ops::Range<u32> = 0x5300_0000..0x5400_0000;
 /// Files that say which numbers people have given out.
 const GIVEN: [(&str, usize); 2] = [("/etc/projid", 1), ("/etc/projects", 0)];
 
-/// `XFS_SUPER_MAGIC`.
-const XFS: i64 = 0x5846_5342;
-
 /// Below these a limit is more of the layer's own directories than of what is in it: only our union, which does not count
 /// them, can keep it.
 const LEAST: (u64, u64) = (64 << 10, 16);
@@ -44,7 +41,7 @@ pub fn offered(at: &Path) -> std::result::Result<Quota, String> {
         return Err("only root of the machine sets limits of projects".to_owned());
     }
     let magic = rustix::fs::statfs(at).map_err(|e| format!("{at:?}: {e}"))?.f_type;
-    if magic as i64 != XFS {
+    if magic as i64 != sys::mounts::XFS {
         return Err("the store is not on XFS".to_owned());
     }
     let quota = Quota::of(at).map_err(|e| e.to_string())?;

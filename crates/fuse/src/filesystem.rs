@@ -147,7 +147,8 @@ pub trait FileSystem: Send + Sync + 'static {
     ) -> Result<usize> {
         Err(Errno(libc::ENOTTY))
     }
-    /// Opens a directory.
+    /// Opens a directory. While this is not there (ENOSYS) the kernel asks no more, nor [`FileSystem::releasedir`]: it lists by
+    /// handle 0, and keeps listings until it changes the directory itself (libfuse's `FUSE_CAP_NO_OPENDIR_SUPPORT`).
     fn opendir(&self, request: &Request, input: &OpenIn) -> Result<OpenOut> {
         Err(UNKNOWN)
     }

@@ -191,12 +191,9 @@ impl Layer {
                 let fd =
                     sys::beneath::open(&dir, Path::new(name), OFlags::RDONLY | OFlags::DIRECTORY)
                         .map_err(|source| self.error(&path.join(name), Step::Lookup, source))?;
-                let marked = mark::any(&fd, self.namespace)
-                    .map_err(|e| fail("flistxattr", Step::ReadMark, e))?;
-                let opaque = marked
-                    && mark::opaque(&fd, self.namespace)
-                        .map_err(|e| fail("fgetxattr", Step::ReadMark, e))?
-                        == Opaque::Yes
+                let (marked, mark) =
+                    self.marks(&fd).map_err(|e| fail("fgetxattr", Step::ReadMark, e))?;
+                let opaque = mark == Opaque::Yes
                     || self.aufs
                         && self
                             .has(&fd, OsStr::new(mark::AUFS_OPAQUE))
@@ -223,18 +220,23 @@ impl Layer {
     /// # Errors
     /// [`Step::ReadMark`].
     pub fn has_attribute_whiteouts(&self, dir: impl AsFd) -> Result<bool> {
-        let says = |dir| -> std::result::Result<_, Errno> {
-            let marked = mark::any(&dir, self.namespace)?;
-            Ok(marked && mark::opaque(&dir, self.namespace)? == Opaque::Whiteouts)
-        };
-        says(dir).map_err(|e| {
+        let (_, opaque) = self.marks(dir).map_err(|e| {
             self.error(Path::new(""), Step::ReadMark, sys::Error::new("fgetxattr", "", e))
-        })
+        })?;
+        Ok(opaque == Opaque::Whiteouts)
+    }
+
+    /// Whether a directory may have marks, and its opaque mark.
+    fn marks(&self, dir: impl AsFd) -> std::result::Result<(bool, Opaque), Errno> {
+        let marked = mark::any(&dir, self.namespace)?;
+        let opaque = if marked { mark::opaque(dir, self.namespace)? } else { Opaque::No };
+        Ok((marked, opaque))
     }
 
     /// Whether the empty file `name` is an attribute whiteout: its directory says that it has some.
     fn marked_whiteout(&self, dir: impl AsFd, name: &OsStr) -> std::result::Result<bool, Errno> {
-        if mark::opaque(&dir, self.namespace)? != Opaque::Whiteouts {
+        let (_, opaque) = self.marks(&dir)?;
+        if opaque != Opaque::Whiteouts {
             return Ok(false);
         }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

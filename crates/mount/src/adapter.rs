@@ -153,9 +153,8 @@ impl Adapter {
             if !self.read_only && !self.union.is_in_upper(&open) {
                 return None;
             }
-            let backing = self.union.backing(&open).ok()?;
-            let fits = self.read_only || backing.in_upper && !has_privileges(&backing.fd);
-            fits.then_some(backing.fd)
+            let fd = self.union.backing(&open).ok()?;
+            (self.read_only || !has_privileges(&fd)).then_some(fd)
         });
         let mut open_flags = fopen::NOFLUSH | fopen::PARALLEL_DIRECT_WRITES;
         if backing.is_some() {

@@ -4,6 +4,12 @@
 
 use std::path::{Path, PathBuf};
 
+/// What statfs(2) says of an ext4, as of ext2 and ext3.
+pub const EXT4: i64 = 0xef53;
+
+/// What statfs(2) says of an XFS.
+pub const XFS: i64 = 0x5846_5342;
+
 /// The options of the file system with this device number, as comma-separated text; none where no mount of it is seen.
 pub fn options(device: u64) -> Option<String> {
     field(device, 2)

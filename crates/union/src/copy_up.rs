@@ -263,9 +263,11 @@ impl Union {
         // Owner before attributes: a change of owner drops capabilities. Mode after both: the same
         // change drops set-user-ID.
         let owners = self.layers[0].owners();
-        let made_so = upper.owner_of_new(&to).map_err(fail("fstat"))?;
-        if owners.is_none() && made_so != (stat.stx_uid, stat.stx_gid) {
-            given(fchown(&to, uid, gid)).map_err(fail("fchown"))?;
+        if owners.is_none() {
+            let made_so = upper.owner_of_new(&to).map_err(fail("fstat"))?;
+            if made_so != (stat.stx_uid, stat.stx_gid) {
+                given(fchown(&to, uid, gid)).map_err(fail("fchown"))?;
+            }
         }
         self.copy_attributes(&from, &to).map_err(fail("fsetxattr"))?;
         let index = self.mark_copy(node, stat, &real, (temp, Some(&to)), several)?;

@@ -4,10 +4,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::{fstat, fstatfs};
 use rustix::io::Errno;
-
-/// ext4, whose number ext2 and ext3 have too.
-pub(crate) const EXT4: i64 = 0xef53;
-pub(crate) const XFS: i64 = 0x5846_5342;
+use sys::mounts::{EXT4, XFS};
 
 /// Whether names reach the disk in the order in which they were made, and blocks before what says that they are there:
 /// XFS, and ext4 with a journal.

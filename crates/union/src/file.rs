@@ -30,15 +30,6 @@ pub struct OpenFile {
     real: RwLock<Option<(u32, Arc<OwnedFd>)>>,
 }
 
-/// The descriptor behind an open file.
-#[derive(Debug, Clone)]
-pub struct Backing {
-    /// Of the node's present inode.
-    pub fd: Arc<OwnedFd>,
-    /// Whether that is in the upper layer, and so never replaced while it is open.
-    pub in_upper: bool,
-}
-
 impl OpenFile {
     /// The node that is open.
     pub fn node(&self) -> NodeId {
@@ -122,21 +113,11 @@ impl Union {
     /// Opens a regular file that the kernel reads and writes itself, and whose descriptor it has: nothing is opened
     /// before it is needed. None where that does not do, and for `O_TRUNC`.
     pub fn open_file_later(&self, node: NodeId, flags: OFlags) -> Option<Arc<OpenFile>> {
-        self.later(node, flags, true)
-    }
-
-    /// As [`Union::open_file_later`], for a file that no layer but a lower one has, to be read.
-    pub fn open_lower_later(&self, node: NodeId, flags: OFlags) -> Option<Arc<OpenFile>> {
-        self.later(node, flags, false)
-    }
-
-    fn later(&self, node: NodeId, flags: OFlags, upper: bool) -> Option<Arc<OpenFile>> {
         let node = self.table.get(node)?;
         let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR);
         let plain = {
             let body = node.body.read();
-            body.rest.is_none()
-                && if upper { body.upper || !writes } else { !body.upper && !writes }
+            body.rest.is_none() && (body.upper || !writes)
         };
         if !plain || flags.contains(OFlags::TRUNC) || node.kind != FileType::RegularFile {
             return None;
@@ -150,6 +131,12 @@ impl Union {
             lost: AtomicBool::new(false),
             real: RwLock::new(None),
         }))
+    }
+
+    /// As [`Union::open_file_later`], for a file that only lower layers have.
+    pub fn open_lower_later(&self, node: NodeId, flags: OFlags) -> Option<Arc<OpenFile>> {
+        let in_upper = self.table.get(node)?.body.read().upper;
+        if in_upper { None } else { self.open_file_later(node, flags) }
     }
 
     pub(crate) fn opened(&self, node: &Arc<Node>, fd: OwnedFd) -> Arc<OpenFile> {
@@ -239,7 +226,7 @@ impl Union {
         self.fd(open)
     }
 
-    /// Whether all that is read of an open file is in the upper layer.
+    /// Whether all that is read of an open file is in the upper layer, and so in one inode as long as it is open.
     pub fn is_in_upper(&self, open: &OpenFile) -> bool {
         let body = open.node.body.read();
         let whole = match body.rest.as_deref() {
@@ -254,9 +241,8 @@ impl Union {
     ///
     /// # Errors
     /// As [`Union::read`].
-    pub fn backing(&self, open: &OpenFile) -> Result<Backing> {
-        let fd = self.fd(open)?;
-        Ok(Backing { fd, in_upper: self.is_in_upper(open) })
+    pub fn backing(&self, open: &OpenFile) -> Result<Arc<OwnedFd>> {
+        self.fd(open)
     }
 
     /// Reads at `offset` until `into` is full or the file ends.

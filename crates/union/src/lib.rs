@@ -40,7 +40,7 @@ pub use counts::Counted;
 pub use create::Caller;
 pub use dir::DirEntry;
 pub use error::{Error, Result, Step};
-pub use file::{Backing, OpenFile};
+pub use file::OpenFile;
 pub use listings::Listing;
 pub use node::NodeId;
 pub use space::Limits;

@@ -59,14 +59,6 @@ impl Listing {
             return Self::first(entries);
         }
         let mut last = self.last;
-        let same = self.entries.len() == entries.len()
-            && self.entries.iter().zip(&entries).all(|(old, new)| old.name == new.name);
-        if same {
-            for (new, old) in entries.iter_mut().zip(&self.entries) {
-                new.place = old.place;
-            }
-            return Self { entries, last };
-        }
         let places: HashMap<&OsStr, u32> =
             self.entries.iter().map(|old| (&*old.name, old.place)).collect();
         for entry in &mut entries {

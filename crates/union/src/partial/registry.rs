@@ -14,11 +14,12 @@ use rustix::fs::{
     fstatfs, fsync, ftruncate, mkdirat, openat, seek, unlinkat,
 };
 use rustix::io::Errno;
+use sys::mounts::{EXT4, XFS};
 
 use super::chunks::{Chunks, mask};
 use super::sidecar::{Map, Origin, Sidecar};
 use super::{Partial, Result, State};
-use crate::disk::{self, EXT4, XFS};
+use crate::disk;
 use crate::upper::DIRECTORY;
 
 /// The attribute of a partial file, behind the namespace's prefix; its value is the number of its sidecar.
